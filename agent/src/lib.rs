@@ -1,1 +1,22 @@
-//! stub
+//! The gateway: configuration, pipeline, alarms, model updates, HTTP and the command line.
+//!
+//! The path of a reading through this crate: [`pipeline::runner`] reads it from the log, [`source`] decodes it,
+//! [`pipeline::engine`] folds it into its asset and scores it, [`alarm`] decides, [`state`] stores the decision with the
+//! cursor, [`outbox`] publishes it.
+
+pub mod alarm;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod dashboard;
+pub mod gateway;
+pub mod ids;
+pub mod model_files;
+pub mod outbox;
+pub mod pipeline;
+pub mod restore;
+pub mod source;
+pub mod state;
+pub mod status;
+pub mod table;
+pub mod updates;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `millwright` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    millwright::cli::main()
+}

@@ -1,1 +1,27 @@
-//! stub
+//! What the end-to-end tests share: gateways as processes, a small MQTT client of its own, and waiting for conditions.
+//!
+//! The client is written for these tests and shares no code with the broker, so that one cannot hide the other's mistakes.
+
+pub mod client;
+pub mod gateway;
+pub mod machine;
+
+use std::time::{Duration, Instant};
+
+/// Longest wait for a condition; a busy machine may be slow, a broken product never gets there.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` gives a value.
+///
+/// # Errors
+/// It does not within [`PATIENCE`]; the error says what was waited for.
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return Ok(value);
+        }
+        anyhow::ensure!(Instant::now() < deadline, "gave up waiting for: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

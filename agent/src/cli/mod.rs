@@ -1,0 +1,117 @@
+//! The command line.
+//!
+//! Owns the arguments and the exit status: 0 fine, 1 failed, 2 wrong use or configuration. Answers go to stdout, logs
+//! and errors to stderr. Never does the work itself.
+
+mod check_config;
+mod demo;
+mod evaluate;
+mod model;
+mod observe;
+mod output;
+mod passwd;
+mod replay;
+mod run;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Something went wrong while doing what was asked.
+pub const FAILED: u8 = 1;
+/// What was asked cannot be done: wrong arguments or configuration.
+pub const WRONG_USE: u8 = 2;
+
+/// Predictive-maintenance gateway: MQTT in, on disk, scored, alert out.
+#[derive(Debug, Parser)]
+#[command(name = "millwright", version, about, max_term_width = 120)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show everything at work on simulated machines, in one process and without configuration
+    Demo(demo::DemoArguments),
+    /// Run the gateway
+    Run(run::RunArguments),
+    /// Check a configuration file and report every mistake at once
+    CheckConfig(check_config::CheckConfigArguments),
+    /// Show what a running gateway does
+    Status(status::StatusArguments),
+    /// Feed CSV files through a real connection to a gateway started for the purpose
+    Replay(replay::ReplayArguments),
+    /// Score labelled CSV files with the pipeline's own code: F1, false alarms, missed alarms
+    Evaluate(evaluate::EvaluateArguments),
+    /// Work with models
+    Model(model::ModelArguments),
+    /// Make a password hash for the configuration
+    Passwd(passwd::PasswdArguments),
+}
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    // Wrong use ends here with status 2 and the usage on stderr.
+    let arguments = Arguments::parse();
+    let quiet = matches!(&arguments.command, Command::Demo(_) | Command::Replay(_));
+    start_logs(if quiet { "error" } else { "info" });
+    let result = match arguments.command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::CheckConfig(arguments) => check_config::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
+        Command::Evaluate(arguments) => evaluate::run(&arguments),
+        Command::Model(arguments) => model::run(&arguments),
+        Command::Passwd(arguments) => passwd::run(&arguments),
+    };
+    result.unwrap_or_else(|failure| {
+        eprintln!("millwright: {failure}");
+        ExitCode::from(failure.status)
+    })
+}
+
+/// `RUST_LOG` overrides the default level.
+fn start_logs(level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        // The router logs each link as an error when it goes, which is what links do.
+        EnvFilter::new(format!("{level},rumqttd=off,tract=off"))
+    });
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+}
+
+/// Why a command ends with another status than 0.
+#[derive(Debug)]
+pub struct Failure {
+    /// [`FAILED`] or [`WRONG_USE`].
+    pub status: u8,
+    error: anyhow::Error,
+}
+
+impl Failure {
+    /// Wrong arguments or configuration.
+    pub fn wrong_use(error: impl Into<anyhow::Error>) -> Failure {
+        Failure { status: WRONG_USE, error: error.into() }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#}", self.error)
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure { status: FAILED, error: error.into() }
+    }
+}
+
+/// The runtime of commands that talk to the network.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}

@@ -1,0 +1,107 @@
+//! `millwright status`: what a running gateway does.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{FAILED, Failure, output};
+use crate::config::Config;
+
+/// How long the gateway may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArguments {
+    /// The configuration of the gateway to ask, for its [http] address
+    #[arg(long, value_name = "FILE", conflicts_with = "http")]
+    config: Option<PathBuf>,
+    /// The gateway's HTTP address
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    http: String,
+    /// Print the status as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks and prints. The exit status is 1 when the gateway is in trouble or does not answer.
+///
+/// # Errors
+/// The gateway cannot be asked.
+pub fn run(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
+    let address = match &arguments.config {
+        Some(path) => Config::load(path).map_err(Failure::wrong_use)?.config.http.listen.to_string(),
+        None => arguments.http.clone(),
+    };
+    let status = ask(&address)?;
+    if arguments.json {
+        output::print_json(&status)?;
+    } else {
+        output::print(&text(&status));
+    }
+    let well = status.get("trouble").is_none_or(Value::is_null);
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+fn ask(address: &str) -> anyhow::Result<Value> {
+    let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().timeout_global(Some(ANSWER)).build());
+    let url = format!("http://{address}/api/v1/status");
+    let body = agent.get(&url).call().and_then(|mut answer| answer.body_mut().read_to_string()).map_err(|error| {
+        anyhow::anyhow!("no gateway answers on http://{address}: {error}; is it running, and is this its [http] listen address?")
+    })?;
+    serde_json::from_str(&body).map_err(|error| anyhow::anyhow!("http://{address} is not a millwright gateway: {error}"))
+}
+
+fn text(status: &Value) -> String {
+    let word = |pointer: &str| match status.pointer(pointer) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Null) | None => "-".to_owned(),
+        Some(value) => value.to_string(),
+    };
+    let rate = |pointer: &str| {
+        status.pointer(pointer).and_then(Value::as_f64).map_or("-".to_owned(), |rate| format!("{rate:.1}"))
+    };
+    let mut text = format!(
+        "{} {} up {} s\ntrouble    {}\ninference  λ {} msg/s, μ {} msg/s, backlog {}, drained in {} s\n\n",
+        word("/gateway"),
+        word("/version"),
+        word("/uptime_s"),
+        word("/trouble"),
+        rate("/pipeline/queue/arrivals_per_s"),
+        rate("/pipeline/queue/service_per_s"),
+        word("/pipeline/queue/backlog"),
+        rate("/pipeline/queue/drain_s"),
+    );
+    let heading = ["asset", "state", "health", "score", "model", "samples", "scored", "alert"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    let assets = status.pointer("/pipeline/assets").and_then(Value::as_array);
+    rows.extend(assets.into_iter().flatten().map(asset_row));
+    text.push_str(&output::table(&rows));
+    text
+}
+
+fn asset_row(asset: &Value) -> Vec<String> {
+    let word = |key: &str| asset.get(key).and_then(Value::as_str).unwrap_or("-").to_owned();
+    let number = |key: &str, digits: usize| {
+        asset.get(key).and_then(Value::as_f64).map_or("-".to_owned(), |value| format!("{value:.digits$}"))
+    };
+    let model = match (asset.pointer("/model/name").and_then(Value::as_str), asset.pointer("/model/version")) {
+        (Some(name), Some(version)) => format!("{name} v{version}"),
+        _ => asset.pointer("/learning/0").zip(asset.pointer("/learning/1")).map_or("-".to_owned(), |(have, need)| {
+            format!("learning {have} of {need}")
+        }),
+    };
+    vec![
+        word("asset"),
+        word("state"),
+        number("health", 0),
+        number("score", 2),
+        model,
+        number("samples", 0),
+        number("scored", 0),
+        word("alert"),
+    ]
+}

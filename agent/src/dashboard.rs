@@ -1,0 +1,82 @@
+//! HTTP: `/healthz` and `/api/v1/status`.
+//!
+//! Owns what HTTP clients see; the only file that names `axum`. Reads what others publish in memory and never touches the
+//! log or the pipeline, so that a slow client slows nobody.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::status::StatusSource;
+
+/// The running HTTP server.
+pub struct Dashboard {
+    addr: SocketAddr,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// Why HTTP cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen for HTTP on {addr}: {error}; set another `listen` in [http], or stop what uses the port")]
+pub struct HttpError {
+    addr: SocketAddr,
+    error: std::io::Error,
+}
+
+impl Dashboard {
+    /// Listens on `addr` and serves until [`Dashboard::stop`].
+    ///
+    /// # Errors
+    /// The address cannot be had.
+    pub async fn start(addr: SocketAddr, source: Arc<StatusSource>) -> Result<Dashboard, HttpError> {
+        let failed = |error| HttpError { addr, error };
+        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let addr = listener.local_addr().map_err(failed)?;
+        let (stop, mut stopped) = watch::channel(false);
+        let routes =
+            Router::new().route("/healthz", get(healthz)).route("/api/v1/status", get(status)).with_state(source);
+        let task = tokio::spawn(async move {
+            let until = async move {
+                // An error means that the owner is gone, which is a reason to stop too.
+                let _ = stopped.wait_for(|stop| *stop).await;
+            };
+            if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(until).await {
+                tracing::error!(%error, "HTTP is no longer served");
+            }
+        });
+        Ok(Dashboard { addr, stop, task })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Stops listening. A client that holds its connection open does not hold the gateway up.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        if tokio::time::timeout(std::time::Duration::from_secs(1), &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+async fn healthz(State(source): State<Arc<StatusSource>>) -> Response {
+    match source.trouble() {
+        None => (StatusCode::OK, "ok\n").into_response(),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
+
+async fn status(State(source): State<Arc<StatusSource>>) -> Response {
+    Json(source.status()).into_response()
+}

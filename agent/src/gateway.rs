@@ -1,0 +1,295 @@
+//! The gateway as a whole: the order in which its parts start and stop.
+//!
+//! Start: data directory, `state.db`, log, models, pipeline, outbox, broker, model updates, HTTP. Clients are let in when
+//! everything behind them works. Stop, in this order: the broker stops accepting and closes its sessions; model updates;
+//! the pipeline folds what is left and writes its last checkpoint; the outbox publishes it; HTTP; the log commits and
+//! closes. Never does the work of a part.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use millwright_broker::log::{CursorError, Log, LogConfig, OpenError, WhenFull};
+use millwright_broker::message::{Message, QoS};
+use millwright_broker::server::{BindError, Broker, BrokerConfig, Publisher};
+use millwright_broker::topic::TopicName;
+use millwright_models::runtime::LoadLimits;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+use crate::alarm::AlarmSettings;
+use crate::config::{self, Config};
+use crate::dashboard::{Dashboard, HttpError};
+use crate::outbox;
+use crate::pipeline::engine::EngineSettings;
+use crate::pipeline::health::HealthTiming;
+use crate::pipeline::learning::LearningSettings;
+use crate::pipeline::runner::{self, PipelineStatus, RunnerHandle, RunnerParts};
+use crate::restore::{self, Restored};
+use crate::source::SourceMap;
+use crate::state::{State, StateError};
+use crate::status::{Status, StatusSource};
+use crate::updates::{self, UpdateParts};
+
+/// The name of the inference cursor in the log.
+const INFERENCE: &str = "inference";
+/// How often the retained status is renewed.
+const STATUS_BEAT: Duration = Duration::from_secs(10);
+/// Longest time a stop waits for the last alerts to reach the log; they stay in the outbox otherwise.
+const LAST_ALERTS: Duration = Duration::from_secs(5);
+
+/// Why the gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// `state.db`.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// `log.db`.
+    #[error(transparent)]
+    Log(#[from] OpenError),
+    /// The inference cursor.
+    #[error(transparent)]
+    Cursor(#[from] CursorError),
+    /// The MQTT port.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The HTTP port.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// Anything that should not fail on a sound machine.
+    #[error("the gateway cannot start: {0:#}")]
+    Other(#[from] anyhow::Error),
+}
+
+/// The running gateway.
+pub struct Gateway {
+    log: Log,
+    state: Arc<State>,
+    broker: Arc<Broker>,
+    publisher: Publisher,
+    runner: RunnerHandle,
+    status: Arc<StatusSource>,
+    dashboard: Dashboard,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Gateway {
+    /// Starts all parts. When it returns, clients are served.
+    ///
+    /// # Errors
+    /// Each names what is wrong and what to do; parts that were started are stopped.
+    pub async fn start(config: &Config) -> Result<Gateway, StartError> {
+        let data_dir = &config.gateway.data_dir;
+        let opened = State::open(data_dir)?;
+        warn_set_aside(opened.set_aside.as_deref());
+        let state = Arc::new(opened.state);
+        let opened = Log::open(log_config(config))?;
+        warn_set_aside(opened.set_aside.as_deref());
+        let log = opened.log;
+        match Gateway::start_on(config, state, log.clone()).await {
+            Ok(gateway) => Ok(gateway),
+            Err(error) => {
+                let _ = tokio::task::spawn_blocking(move || log.close()).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_on(config: &Config, state: Arc<State>, log: Log) -> Result<Gateway, StartError> {
+        let models_dir = config.gateway.data_dir.join("models");
+        let limits = LoadLimits { file_bytes_max: config.models.size_bytes_max, ..LoadLimits::default() };
+        let (restored, sources) = restore_pipeline(config, &state, &log, &models_dir, &limits).await?;
+        let broker = Arc::new(Broker::bind(broker_config(config, &sources), log.clone()).await?);
+        let publisher = broker.publisher();
+        let wake = Arc::new(Notify::new());
+        let cursor = log.cursor(INFERENCE)?;
+        cursor.advance(restored.position);
+        let runner = runner::start(RunnerParts {
+            log: log.clone(),
+            state: Arc::clone(&state),
+            sources,
+            engine: restored.engine,
+            position: restored.position,
+            cursor,
+            publisher: publisher.clone(),
+            models_dir: models_dir.clone(),
+            health: health_timing(config),
+            outbox: Arc::clone(&wake),
+            runtime: tokio::runtime::Handle::current(),
+        })?;
+        let status = Arc::new(StatusSource {
+            gateway: config.gateway.id.clone(),
+            started: Instant::now(),
+            log: log.clone(),
+            broker: Arc::clone(&broker),
+            pipeline: runner.status.clone(),
+        });
+        let dashboard = Dashboard::start(config.http.listen, Arc::clone(&status)).await;
+        let dashboard = match dashboard {
+            Ok(dashboard) => dashboard,
+            Err(error) => {
+                broker.shutdown().await;
+                runner.stop().await;
+                return Err(error.into());
+            }
+        };
+        let (stop, stopped) = watch::channel(false);
+        let updates = UpdateParts {
+            gateway: config.gateway.id.clone(),
+            retained: log.retained().clone(),
+            publisher: publisher.clone(),
+            commands: runner.commands.clone(),
+            installed: state.load()?.models,
+            models_dir,
+            limits,
+        };
+        let tasks = vec![
+            tokio::spawn(outbox::run(Arc::clone(&state), publisher.clone(), wake, stopped.clone())),
+            tokio::spawn(updates::run(updates, stopped.clone())),
+            tokio::spawn(beat(Arc::clone(&status), publisher.clone(), stopped)),
+        ];
+        Ok(Gateway { log, state, broker, publisher, runner, status, dashboard, stop, tasks })
+    }
+
+    /// Where MQTT clients connect.
+    pub fn mqtt_addr(&self) -> SocketAddr {
+        self.broker.local_addr()
+    }
+
+    /// Where HTTP clients connect.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.dashboard.addr()
+    }
+
+    /// What the pipeline is doing.
+    pub fn pipeline(&self) -> watch::Receiver<Arc<PipelineStatus>> {
+        self.runner.status.clone()
+    }
+
+    /// The status now.
+    pub fn status(&self) -> Status {
+        self.status.status()
+    }
+
+    /// The offset that the next message in the log will get.
+    pub fn log_head(&self) -> u64 {
+        self.log.head().0
+    }
+
+    /// Stops all parts in the order of the module's description.
+    pub async fn stop(self) {
+        let down = Status { state: "down", ..self.status.status() };
+        publish_status(&self.publisher, &down);
+        self.broker.shutdown().await;
+        self.stop.send_replace(true);
+        for task in self.tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a task ended badly");
+            }
+        }
+        self.runner.stop().await;
+        let last = tokio::time::timeout(LAST_ALERTS, outbox::publish_waiting(&self.state, &self.publisher)).await;
+        if !matches!(last, Ok(Ok(()))) {
+            tracing::warn!("the last alerts stay in the outbox and are published at the next start");
+        }
+        self.dashboard.stop().await;
+        let log = self.log;
+        if tokio::task::spawn_blocking(move || log.close()).await.is_err() {
+            tracing::error!("the log did not close cleanly; nothing acknowledged is lost");
+        }
+    }
+}
+
+/// Loading models and reading back the log is work for a thread that may block.
+async fn restore_pipeline(
+    config: &Config,
+    state: &Arc<State>,
+    log: &Log,
+    models_dir: &Path,
+    limits: &LoadLimits,
+) -> Result<(Restored, SourceMap), StartError> {
+    let (state, log, limits) = (Arc::clone(state), log.clone(), limits.clone());
+    let (settings, models_dir): (_, PathBuf) = (engine_settings(config), models_dir.to_owned());
+    let mut sources = SourceMap::new(&config.sources);
+    let work = move || -> anyhow::Result<_> {
+        let already = outbox::reconcile(&state, &log)?;
+        if already > 0 {
+            tracing::info!(already, "alerts had reached the log before the last stop");
+        }
+        let restored = restore::restore(settings, state.load()?, &models_dir, &limits, &mut sources, &log)?;
+        Ok((restored, sources))
+    };
+    Ok(tokio::task::spawn_blocking(work).await.map_err(anyhow::Error::from)??)
+}
+
+fn warn_set_aside(path: Option<&Path>) {
+    if let Some(path) = path {
+        tracing::error!(
+            "a database was corrupt: it is kept as {} and a new one was begun; recover it with `sqlite3 {} .recover`, and check the disk",
+            path.display(),
+            path.display()
+        );
+    }
+}
+
+fn log_config(config: &Config) -> LogConfig {
+    LogConfig {
+        dir: config.gateway.data_dir.clone(),
+        quota_bytes: config.log.quota_bytes,
+        when_full: match config.log.when_full {
+            config::WhenFull::Refuse => WhenFull::Refuse,
+            config::WhenFull::DropOldest => WhenFull::DropOldest,
+        },
+        commit_delay: config.log.commit_delay,
+        ..LogConfig::default()
+    }
+}
+
+fn broker_config(config: &Config, sources: &SourceMap) -> BrokerConfig {
+    BrokerConfig { listen: config.broker.listen, telemetry: sources.filters(), ..BrokerConfig::default() }
+}
+
+fn engine_settings(config: &Config) -> EngineSettings {
+    let params = millwright_models::Params { window: config.commissioning.window, ..Default::default() };
+    EngineSettings {
+        gateway: config.gateway.id.clone(),
+        learning: LearningSettings { rows: config.commissioning.samples, extend: config.commissioning.extend, params },
+        alarm: AlarmSettings {
+            raise_rows: config.alarm.min_samples,
+            raise_after_us: micros(config.alarm.min_duration),
+            clear_rows: config.alarm.clear_samples,
+            critical_score: config.alarm.critical_score,
+        },
+    }
+}
+
+fn health_timing(config: &Config) -> HealthTiming {
+    let beat_us = micros(config.pipeline.health_interval);
+    HealthTiming { beat_us, silent_after_us: beat_us }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Renews the retained status until the gateway stops.
+async fn beat(source: Arc<StatusSource>, publisher: Publisher, mut stop: watch::Receiver<bool>) {
+    loop {
+        publish_status(&publisher, &source.status());
+        tokio::select! {
+            () = tokio::time::sleep(STATUS_BEAT) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+fn publish_status(publisher: &Publisher, status: &Status) {
+    let topic = TopicName::parse(&format!("mw/v1/gateway/{}/status", status.gateway));
+    if let (Ok(topic), Ok(payload)) = (topic, serde_json::to_vec(status)) {
+        let (payload, properties) = (Bytes::from(payload), Bytes::new());
+        publisher.publish_volatile(Message { topic, payload, properties, qos: QoS::AtMostOnce, retain: true, origin: 0 });
+    }
+}

@@ -1,0 +1,43 @@
+//! From the bytes of an ONNX file to a model that can score.
+
+use millwright_models::runtime::{LoadError, LoadLimits, Model};
+
+use super::fleet::{Installed, Origin};
+use crate::ids::AssetId;
+
+/// Why bytes did not become an installed model.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallFileError {
+    /// The model does not load.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Its name cannot be part of a topic.
+    #[error("the model's name cannot be used: {0}")]
+    Name(#[from] crate::ids::IdError),
+}
+
+/// Loads the model that was learned for one asset.
+///
+/// # Errors
+/// The bytes are not a model by the contract.
+pub fn commissioned(asset: &AssetId, onnx: &[u8]) -> Result<Installed, InstallFileError> {
+    load(onnx, Origin::Commissioned, vec![asset.to_string()], &LoadLimits::default())
+}
+
+/// Loads a model for the assets that match `assets`.
+///
+/// # Errors
+/// The bytes are not a model by the contract.
+pub fn load(
+    onnx: &[u8],
+    origin: Origin,
+    assets: Vec<String>,
+    limits: &LoadLimits,
+) -> Result<Installed, InstallFileError> {
+    let model = Model::load(onnx, limits)?;
+    let contract = model.contract();
+    let name = ModelName::parse(&contract.name)?;
+    let version = contract.version;
+    let sha256 = model.sha256().to_string();
+    Ok(Installed { name, version, sha256, origin, assets, model })
+}

@@ -1,0 +1,16 @@
+//! From the log to alerts.
+//!
+//! `runner` (a thread of its own) reads the log from the cursor, `source` turns messages into readings, `engine`
+//! folds them: `stream` drops what was sent before, `history` aligns rows, `learning` makes a model for a machine that
+//! has none, `fleet` says which model an asset gets. Alerts, assets and cursor go to `state.db` in one transaction.
+
+pub mod asset;
+pub mod engine;
+pub mod fleet;
+pub mod health;
+pub mod history;
+pub mod install;
+pub mod learning;
+pub mod queue;
+pub mod runner;
+pub mod stream;

@@ -1,0 +1,135 @@
+//! From `state.db`, the model files and the log to a pipeline that goes on where it stopped.
+//!
+//! Owns the order of a start. Never publishes. Reads back at most [`WARM_UP_MESSAGES`] messages of the log.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use millwright_broker::log::{FetchLimit, Log, Offset, ReadError};
+use millwright_models::runtime::LoadLimits;
+
+use crate::ids::AssetId;
+use crate::model_files;
+use crate::pipeline::engine::{ASSETS_MAX, Engine, EngineSettings};
+use crate::pipeline::fleet::{Installed, Origin};
+use crate::pipeline::history::{History, RowReport};
+use crate::pipeline::install;
+use crate::source::{Reading, SourceMap};
+use crate::state::{ModelRow, Saved};
+
+/// Messages read back so that an alert soon after a start can show the signal before it: a second or two of work.
+const WARM_UP_MESSAGES: u64 = 20_000;
+
+/// A restored fold and where it goes on.
+pub struct Restored {
+    /// The fold.
+    pub engine: Engine,
+    /// The next offset to fold.
+    pub position: Offset,
+}
+
+/// Builds the engine from what was saved.
+///
+/// # Errors
+/// The log cannot be read.
+pub fn restore(
+    settings: EngineSettings,
+    saved: Saved,
+    models_dir: &Path,
+    limits: &LoadLimits,
+    sources: &mut SourceMap,
+    log: &Log,
+) -> Result<Restored, ReadError> {
+    let known_log = saved.log_id == Some(log.id().0);
+    let oldest = log.stats().oldest;
+    let position = if known_log { Offset(saved.cursor.max(1)) } else { oldest };
+    // Events of an earlier state file may be in the log: numbers from its head on are new, as each event is a message.
+    let next_event = if saved.log_id.is_none() { log.head().0 } else { saved.next_event };
+    let mut engine = Engine::new(settings, next_event);
+    let models = load_models(saved.models, models_dir, limits);
+    for model in models.iter().filter(|model| model.origin == Origin::Pushed) {
+        engine.restore_fleet(Arc::clone(model));
+    }
+    for row in saved.assets {
+        let Ok(id) = AssetId::parse(&row.id) else { continue };
+        let wanted = row.saved.model.as_ref();
+        let model = wanted.and_then(|key| models.iter().find(|model| model.sha256 == key.sha256)).cloned();
+        if wanted.is_some() && model.is_none() {
+            tracing::error!(asset = %id, "its model cannot be loaded: it learns its normal anew");
+        }
+        engine.restore_asset(id, row.saved, model, row.rows);
+    }
+    if known_log {
+        warm_up(&mut engine, position, oldest, sources, log)?;
+    }
+    Ok(Restored { engine, position })
+}
+
+fn load_models(rows: Vec<ModelRow>, dir: &Path, limits: &LoadLimits) -> Vec<Arc<Installed>> {
+    let load = |row: ModelRow| match model_files::load(dir, &row.sha256) {
+        Err(error) => {
+            tracing::error!(model = row.name, %error, "the model's file cannot be read");
+            None
+        }
+        Ok(bytes) => match install::load(&bytes, row.origin, row.assets, limits) {
+            Ok(model) if model.sha256 == row.sha256 => Some(Arc::new(model)),
+            Ok(_) => {
+                tracing::error!(model = row.name, "the model's file was changed on disk: it is not used");
+                None
+            }
+            Err(error) => {
+                tracing::error!(model = row.name, %error, "the model's file does not load");
+                None
+            }
+        },
+    };
+    rows.into_iter().filter_map(load).collect()
+}
+
+/// Reads back what came before the cursor into the histories, for the evidence of alerts; scores nothing.
+fn warm_up(
+    engine: &mut Engine,
+    position: Offset,
+    oldest: Offset,
+    sources: &mut SourceMap,
+    log: &Log,
+) -> Result<(), ReadError> {
+    let reader = log.reader()?;
+    let mut at = Offset(position.0.saturating_sub(WARM_UP_MESSAGES).max(oldest.0));
+    let mut histories: HashMap<AssetId, History> = HashMap::new();
+    let mut readings = Vec::new();
+    while at < position {
+        let fetched = reader.read(at, FetchLimit::default())?;
+        for message in fetched.messages.iter().filter(|message| message.offset < position) {
+            let Some(route) = sources.resolve(&message.message.topic) else { continue };
+            readings.clear();
+            // What is no telemetry was counted when it was folded.
+            let _ = sources.decode(&route, &message.message.payload, message.received_us, &mut readings);
+            readings.iter().for_each(|reading| push_rows(&mut histories, reading));
+        }
+        if fetched.next <= at {
+            break;
+        }
+        at = fetched.next;
+    }
+    for (asset, history) in &histories {
+        engine.prepend_history(asset, history);
+    }
+    Ok(())
+}
+
+fn push_rows(histories: &mut HashMap<AssetId, History>, reading: &Reading) {
+    if histories.len() >= ASSETS_MAX && !histories.contains_key(&reading.asset) {
+        return;
+    }
+    let history = histories.entry(reading.asset.clone()).or_default();
+    let mut report = RowReport::default();
+    let positions = history.positions(&reading.channels, &mut report);
+    for (time_us, values) in reading.times_us.iter().zip(reading.values.chunks(reading.channels.len().max(1))) {
+        let newer = history.newest(1).next().is_none_or(|row| row.time_us < *time_us);
+        if newer {
+            history.push(*time_us, &positions, values, &mut report);
+        }
+    }
+}

@@ -174,9 +174,12 @@ impl Gateway {
         self.status.status()
     }
 
-    /// The offset that the next message in the log will get.
-    pub fn log_head(&self) -> u64 {
-        self.log.head().0
+    /// Waits until everything that is in the log now has been folded, or `at_most` has passed. Returns whether it has.
+    pub async fn settle(&self, at_most: Duration) -> bool {
+        let head = self.log.head().0;
+        let mut pipeline = self.pipeline();
+        let folded = pipeline.wait_for(|status| status.position >= head);
+        tokio::time::timeout(at_most, folded).await.is_ok()
     }
 
     /// Stops all parts in the order of the module's description.

@@ -1,0 +1,156 @@
+//! `millwright model`: publish a model to a gateway.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use millwright_models::contract::Contract;
+use millwright_models::manifest::{CHUNK_BYTES_MAX, Manifest};
+use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
+use serde_json::Value;
+
+use super::{FAILED, Failure, output, runtime};
+
+/// Messages sent and not yet acknowledged.
+const IN_FLIGHT: u16 = 16;
+/// A chunk with its topic, and a manifest of the largest model.
+const PACKET_BYTES_MAX: usize = 2 * CHUNK_BYTES_MAX;
+/// Longest time for the broker to take everything.
+const PUBLISH: Duration = Duration::from_secs(120);
+
+/// Arguments of `model`.
+#[derive(Debug, Args)]
+pub struct ModelArguments {
+    #[command(subcommand)]
+    command: ModelCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ModelCommand {
+    /// Publish a model as retained messages and wait for the gateway's answer
+    Push(PushArguments),
+}
+
+#[derive(Debug, Args)]
+struct PushArguments {
+    /// The ONNX file; its name and version are in its metadata
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The broker
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:1883")]
+    broker: String,
+    /// The assets it is for; `*` stands for any text, may be given several times. Default: the asset called like the model
+    #[arg(long = "asset", value_name = "PATTERN")]
+    assets: Vec<String>,
+    /// MQTT user name; the password is read from the environment variable MILLWRIGHT_PASSWORD
+    #[arg(long)]
+    user: Option<String>,
+    /// How long to wait for a gateway's answer, seconds; 0 does not wait
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    wait: u64,
+    /// Print the answer as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Publishes and reports.
+///
+/// # Errors
+/// The file is no model by the contract, or the broker does not take it.
+pub fn run(arguments: &ModelArguments) -> Result<ExitCode, Failure> {
+    let ModelCommand::Push(arguments) = &arguments.command;
+    let file = std::fs::read(&arguments.file)
+        .with_context(|| format!("cannot read {}", arguments.file.display()))
+        .map_err(Failure::wrong_use)?;
+    let contract = Contract::read(&file)
+        .with_context(|| arguments.file.display().to_string())
+        .map_err(Failure::wrong_use)?;
+    let manifest = Manifest::describe(contract.name.clone(), contract.version, &file, CHUNK_BYTES_MAX, None)
+        .map_err(Failure::wrong_use)?
+        .for_assets(arguments.assets.clone())
+        .map_err(Failure::wrong_use)?;
+    let answer = runtime()?.block_on(push(arguments, &manifest, &file))?;
+    Ok(report(arguments, &manifest, answer.as_ref())?)
+}
+
+fn report(arguments: &PushArguments, manifest: &Manifest, answer: Option<&Value>) -> anyhow::Result<ExitCode> {
+    let Some(answer) = answer else {
+        if arguments.wait > 0 {
+            bail!("the model is published, but no gateway has answered within {} s: is one connected to {}?", arguments.wait, arguments.broker);
+        }
+        output::print(&format!("{} v{} published\n", manifest.name(), manifest.version()));
+        return Ok(ExitCode::SUCCESS);
+    };
+    if arguments.json {
+        output::print_json(answer)?;
+    } else {
+        let word = |key: &str| answer.get(key).and_then(Value::as_str).unwrap_or("-").to_owned();
+        let line = match answer.get("assets").and_then(Value::as_u64) {
+            Some(assets) => format!("scores {assets} assets"),
+            None => word("reason"),
+        };
+        output::print(&format!(
+            "{} v{} on {}: {}, {line}\n",
+            manifest.name(),
+            manifest.version(),
+            word("gateway"),
+            word("state")
+        ));
+    }
+    let active = answer.get("state").and_then(Value::as_str) == Some("active");
+    Ok(if active { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+/// Publishes chunks, then the manifest, and returns the first answer about this file.
+async fn push(arguments: &PushArguments, manifest: &Manifest, file: &[u8]) -> anyhow::Result<Option<Value>> {
+    let (host, port) = arguments.broker.rsplit_once(':').context("--broker is HOST:PORT")?;
+    let port: u16 = port.parse().context("--broker is HOST:PORT")?;
+    let mut options = MqttOptions::new(format!("millwright-push-{}", std::process::id()), host, port);
+    options.set_inflight(IN_FLIGHT).set_max_packet_size(PACKET_BYTES_MAX, PACKET_BYTES_MAX);
+    if let Some(user) = &arguments.user {
+        let password = std::env::var("MILLWRIGHT_PASSWORD").context("--user needs MILLWRIGHT_PASSWORD to be set")?;
+        options.set_credentials(user, password);
+    }
+    let (client, mut connection) = AsyncClient::new(options, usize::from(IN_FLIGHT));
+    let messages = manifest.chunk_count() + 1;
+    let send = async {
+        client.subscribe(format!("mw/v1/model/{}/state/+", manifest.name()), QoS::AtLeastOnce).await?;
+        for (n, chunk) in manifest.split(file).enumerate() {
+            client.publish(manifest.chunk_topic(n), QoS::AtLeastOnce, true, chunk).await?;
+        }
+        client.publish(manifest.topic(), QoS::AtLeastOnce, true, manifest.to_json()).await?;
+        anyhow::Ok(())
+    };
+    let mut answer = None;
+    let sha256 = manifest.sha256().to_string();
+    let mut taken = |event: &Event| {
+        if let Event::Incoming(Packet::Publish(publish)) = event
+            && let Ok(value) = serde_json::from_slice::<Value>(&publish.payload)
+            && value.get("sha256").and_then(Value::as_str) == Some(&sha256)
+            && value.get("state").and_then(Value::as_str) != Some("staged")
+        {
+            answer = Some(value);
+        }
+        answer.is_some()
+    };
+    let acknowledge = async {
+        let mut acknowledged = 0;
+        while acknowledged < messages {
+            let event = connection.poll().await.with_context(|| format!("the broker {} does not answer", arguments.broker))?;
+            acknowledged += usize::from(matches!(event, Event::Incoming(Packet::PubAck(_))));
+            taken(&event);
+        }
+        anyhow::Ok(())
+    };
+    let published = tokio::time::timeout(PUBLISH, async { tokio::try_join!(send, acknowledge) }).await;
+    published.with_context(|| format!("the broker {} has not taken the model within {PUBLISH:?}", arguments.broker))??;
+    let wait = async {
+        while !taken(&connection.poll().await?) {}
+        anyhow::Ok(())
+    };
+    // No answer in time is reported by the caller.
+    let _ = tokio::time::timeout(Duration::from_secs(arguments.wait), wait).await;
+    Ok(answer)
+}

@@ -100,9 +100,9 @@ impl Gateway {
 
     async fn start_on(config: &Config, state: Arc<State>, log: Log) -> Result<Gateway, StartError> {
         let models_dir = config.gateway.data_dir.join("models");
-        let limits = LoadLimits { file_bytes_max: config.models.size_bytes_max, ..LoadLimits::default() };
-        let (restored, sources) = restore_pipeline(config, &state, &log, &models_dir, &limits).await?;
-        let broker = Arc::new(Broker::bind(broker_config(config, &sources), log.clone()).await?);
+        let limits = LoadLimits { file_bytes_max: usize::try_from(config.models.size_bytes_max).unwrap_or(usize::MAX), ..LoadLimits::default() };
+        let restored = restore_pipeline(config, &state, &log, &models_dir, &limits).await?;
+        let broker = Arc::new(Broker::bind(broker_config(config, &restored.sources), log.clone()).await?);
         let publisher = broker.publisher();
         let wake = Arc::new(Notify::new());
         let cursor = log.cursor(INFERENCE)?;
@@ -110,7 +110,7 @@ impl Gateway {
         let runner = runner::start(RunnerParts {
             log: log.clone(),
             state: Arc::clone(&state),
-            sources,
+            sources: restored.sources,
             engine: restored.engine,
             position: restored.position,
             cursor,
@@ -139,7 +139,7 @@ impl Gateway {
         let (stop, stopped) = watch::channel(false);
         let updates = UpdateParts {
             gateway: config.gateway.id.clone(),
-            retained: log.retained().clone(),
+            log: log.clone(),
             publisher: publisher.clone(),
             commands: runner.commands.clone(),
             installed: state.load()?.models,
@@ -213,17 +213,16 @@ async fn restore_pipeline(
     log: &Log,
     models_dir: &Path,
     limits: &LoadLimits,
-) -> Result<(Restored, SourceMap), StartError> {
-    let (state, log, limits) = (Arc::clone(state), log.clone(), limits.clone());
+) -> Result<Restored, StartError> {
+    let (state, log, limits) = (Arc::clone(state), log.clone(), *limits);
     let (settings, models_dir): (_, PathBuf) = (engine_settings(config), models_dir.to_owned());
-    let mut sources = SourceMap::new(&config.sources);
+    let source_configs = config.sources.clone();
     let work = move || -> anyhow::Result<_> {
         let already = outbox::reconcile(&state, &log)?;
         if already > 0 {
             tracing::info!(already, "alerts had reached the log before the last stop");
         }
-        let restored = restore::restore(settings, state.load()?, &models_dir, &limits, &mut sources, &log)?;
-        Ok((restored, sources))
+        Ok(restore::restore(settings, state.load()?, &models_dir, &limits, &source_configs, &log)?)
     };
     Ok(tokio::task::spawn_blocking(work).await.map_err(anyhow::Error::from)??)
 }

@@ -51,7 +51,7 @@ pub fn reconcile(state: &State, log: &Log) -> Result<usize, ReconcileError> {
 
 fn find_published(waiting: &[OutboxRow], log: &Log) -> Result<Vec<i64>, ReadError> {
     let Some(oldest) = waiting.iter().map(|row| row.after_offset).min() else { return Ok(Vec::new()) };
-    let reader = log.reader()?;
+    let mut reader = log.reader()?;
     let mut position = Offset(oldest.max(1));
     let mut found = Vec::new();
     while position < log.head() {

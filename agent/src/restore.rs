@@ -9,6 +9,7 @@ use std::sync::Arc;
 use millwright_broker::log::{FetchLimit, Log, Offset, ReadError};
 use millwright_models::runtime::LoadLimits;
 
+use crate::config::SourceConfig;
 use crate::ids::AssetId;
 use crate::model_files;
 use crate::pipeline::engine::{ASSETS_MAX, Engine, EngineSettings};
@@ -27,6 +28,8 @@ pub struct Restored {
     pub engine: Engine,
     /// The next offset to fold.
     pub position: Offset,
+    /// Payload decoding, with what it remembered.
+    pub sources: SourceMap,
 }
 
 /// Builds the engine from what was saved.
@@ -38,11 +41,11 @@ pub fn restore(
     saved: Saved,
     models_dir: &Path,
     limits: &LoadLimits,
-    sources: &mut SourceMap,
+    source_configs: &[SourceConfig],
     log: &Log,
 ) -> Result<Restored, ReadError> {
     let known_log = saved.log_id == Some(log.id().0);
-    let oldest = log.stats().oldest;
+    let oldest = log.oldest();
     let position = if known_log { Offset(saved.cursor.max(1)) } else { oldest };
     // Events of an earlier state file may be in the log: numbers from its head on are new, as each event is a message.
     let next_event = if saved.log_id.is_none() { log.head().0 } else { saved.next_event };
@@ -61,9 +64,14 @@ pub fn restore(
         engine.restore_asset(id, row.saved, model, row.rows);
     }
     if known_log {
-        warm_up(&mut engine, position, oldest, sources, log)?;
+        // What warming up makes the decoder remember is older than what was saved.
+        warm_up(&mut engine, position, oldest, &mut SourceMap::new(source_configs), log)?;
     }
-    Ok(Restored { engine, position })
+    let mut sources = SourceMap::new(source_configs);
+    if known_log && let Some(Err(error)) = saved.sources.as_deref().map(|saved| sources.restore(saved)) {
+        tracing::warn!("{error}");
+    }
+    Ok(Restored { engine, position, sources })
 }
 
 fn load_models(rows: Vec<ModelRow>, dir: &Path, limits: &LoadLimits) -> Vec<Arc<Installed>> {
@@ -95,7 +103,7 @@ fn warm_up(
     sources: &mut SourceMap,
     log: &Log,
 ) -> Result<(), ReadError> {
-    let reader = log.reader()?;
+    let mut reader = log.reader()?;
     let mut at = Offset(position.0.saturating_sub(WARM_UP_MESSAGES).max(oldest.0));
     let mut histories: HashMap<AssetId, History> = HashMap::new();
     let mut readings = Vec::new();

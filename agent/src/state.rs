@@ -84,6 +84,8 @@ pub struct Saved {
     pub cursor: u64,
     /// The number of the next event.
     pub next_event: u64,
+    /// What the payload decoder remembered.
+    pub sources: Option<Vec<u8>>,
     /// All assets.
     pub assets: Vec<AssetRow>,
     /// All models.
@@ -139,6 +141,8 @@ pub struct Checkpoint {
     pub cursor: u64,
     /// The number of the next event.
     pub next_event: u64,
+    /// What the payload decoder remembers, if anything.
+    pub sources: Option<Vec<u8>>,
     /// Assets that changed.
     pub assets: Vec<Changed>,
     /// Models installed.
@@ -190,6 +194,7 @@ impl State {
             log_id: log_id.and_then(|id| id.try_into().ok()),
             cursor: number("cursor")?,
             next_event: number("next_event")?,
+            sources: meta(&connection, "sources")?,
             assets: load_assets(&connection)?,
             models: load_models(&connection)?,
         })
@@ -205,6 +210,9 @@ impl State {
         set_meta(&transaction, "log_id", checkpoint.log_id.as_slice())?;
         set_meta(&transaction, "cursor", checkpoint.cursor.cast_signed())?;
         set_meta(&transaction, "next_event", checkpoint.next_event.cast_signed())?;
+        if let Some(sources) = &checkpoint.sources {
+            set_meta(&transaction, "sources", sources)?;
+        }
         for changed in &checkpoint.assets {
             store_asset(&transaction, changed)?;
         }

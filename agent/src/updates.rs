@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use millwright_broker::log::Log;
 use millwright_broker::message::{Message, QoS};
-use millwright_broker::retained::Retained;
 use millwright_broker::server::Publisher;
 use millwright_broker::topic::{TopicFilter, TopicName};
 use millwright_models::manifest::{Assembler, Manifest};
@@ -30,8 +30,8 @@ use crate::state::ModelRow;
 pub struct UpdateParts {
     /// This gateway, for the state topic.
     pub gateway: GatewayId,
-    /// Where manifests and chunks are.
-    pub retained: Retained,
+    /// Its retained messages are the manifests and chunks.
+    pub log: Log,
     /// For the outcome.
     pub publisher: Publisher,
     /// To the pipeline.
@@ -95,7 +95,7 @@ struct Updater {
 pub async fn run(parts: UpdateParts, mut stop: watch::Receiver<bool>) {
     let pushed = parts.installed.iter().filter(|model| model.origin == Origin::Pushed);
     let active = pushed.map(|model| (model.name.clone(), (model.version, model.sha256.clone()))).collect();
-    let mut changed = parts.retained.watch();
+    let mut changed = parts.log.retained().watch();
     let mut updater = Updater { parts, seen: HashMap::new(), active };
     let manifests = TopicFilter::parse("mw/v1/model/+/manifest").expect("the filter is written right here");
     loop {
@@ -110,7 +110,7 @@ pub async fn run(parts: UpdateParts, mut stop: watch::Receiver<bool>) {
 
 impl Updater {
     async fn look(&mut self, manifests: &TopicFilter) {
-        for retained in self.parts.retained.matching(manifests).into_iter().take(FLEET_MODELS_MAX) {
+        for retained in self.parts.log.retained().matching(manifests).into_iter().take(FLEET_MODELS_MAX) {
             let message = &retained.message;
             let settled = self.seen.get(&message.topic).is_some_and(|seen| {
                 seen.payload == message.payload && !matches!(seen.state, UpdateState::Staged { .. })
@@ -125,7 +125,7 @@ impl Updater {
             }
             self.seen.insert(message.topic.clone(), Seen { payload: message.payload.clone(), state });
         }
-        let retained = &self.parts.retained;
+        let retained = self.parts.log.retained();
         self.seen.retain(|topic, _| retained.get(topic).is_some());
     }
 
@@ -179,13 +179,13 @@ impl Updater {
         let mut assembler = Assembler::new(manifest.clone());
         for n in 0..manifest.chunk_count() {
             let Ok(topic) = TopicName::parse(&manifest.chunk_topic(n)) else { continue };
-            let Some(chunk) = self.parts.retained.get(&topic) else { continue };
+            let Some(chunk) = self.parts.log.retained().get(&topic) else { continue };
             if let Err(error) = assembler.accept(n, &chunk.message.payload) {
                 return Collected::Bad(error.to_string());
             }
         }
         let of = manifest.chunk_count();
-        let missing = assembler.missing_count();
+        let missing = assembler.missing().count();
         if missing > 0 {
             return Collected::Missing { chunks: of - missing, of };
         }
@@ -197,7 +197,7 @@ impl Updater {
 
     /// Trial load, file, hand-over. Returns how many assets the model scores now, or why it was refused.
     async fn install(&self, manifest: &Manifest, file: Vec<u8>) -> Result<usize, String> {
-        let (dir, limits, manifest) = (self.parts.models_dir.clone(), self.parts.limits.clone(), manifest.clone());
+        let (dir, limits, manifest) = (self.parts.models_dir.clone(), self.parts.limits, manifest.clone());
         let work = move || trial(&manifest, &file, &dir, &limits);
         let model = tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())??;
         let (reply, answer) = oneshot::channel();

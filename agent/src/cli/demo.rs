@@ -16,7 +16,7 @@ const DURATION: Duration = Duration::from_secs(60);
 
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
-pub struct DemoArguments {
+pub(super) struct DemoArguments {
     /// How long to run, such as 60s, 5m or 1500ms; without it until Ctrl-C on a terminal, 60 s otherwise
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
     duration: Option<Duration>,
@@ -35,7 +35,7 @@ pub struct DemoArguments {
 ///
 /// # Errors
 /// The gateway does not start, or the time is too short for the script.
-pub fn run(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     let terminal = std::io::stdout().is_terminal() && std::io::stdin().is_terminal() && !arguments.json;
     let duration = arguments.duration.or((!terminal).then_some(DURATION));
     let pace = Pace::for_run(duration, arguments.speed).map_err(Failure::wrong_use)?;

@@ -21,7 +21,7 @@ use crate::table::Table;
 
 /// Arguments of `evaluate`.
 #[derive(Debug, Args)]
-pub struct EvaluateArguments {
+pub(super) struct EvaluateArguments {
     /// How the files are laid out and scored
     #[arg(long, value_enum)]
     format: EvaluateFormat,
@@ -89,7 +89,7 @@ struct RowFlag {
 ///
 /// # Errors
 /// A file cannot be read or is too short; the flags cannot be written.
-pub fn run(arguments: &EvaluateArguments) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &EvaluateArguments) -> Result<ExitCode, Failure> {
     let EvaluateFormat::Skab = arguments.format;
     if let Some(dir) = &arguments.flags {
         check_names_differ(&arguments.files)?;
@@ -98,7 +98,7 @@ pub fn run(arguments: &EvaluateArguments) -> Result<ExitCode, Failure> {
     let mut overall = Confusion::default();
     let mut files = Vec::new();
     for path in &arguments.files {
-        let table = Table::load(path)?;
+        let table = Table::read(path)?;
         let flags = score_table(&table, arguments.commission)?;
         if let Some(dir) = &arguments.flags {
             for name in flags_names(path) {

@@ -13,15 +13,16 @@ mod replay;
 mod run;
 mod status;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 /// Something went wrong while doing what was asked.
-pub const FAILED: u8 = 1;
+pub(crate) const FAILED: u8 = 1;
 /// What was asked cannot be done: wrong arguments or configuration.
-pub const WRONG_USE: u8 = 2;
+pub(crate) const WRONG_USE: u8 = 2;
 
 /// Predictive-maintenance gateway: MQTT in, on disk, scored, alert out.
 #[derive(Debug, Parser)]
@@ -38,7 +39,14 @@ enum Command {
     /// Run the gateway
     Run(run::RunArguments),
     /// Check a configuration file and report every mistake at once
-    CheckConfig(check_config::CheckConfigArguments),
+    CheckConfig {
+        /// The configuration file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Show what a running gateway does
     Status(status::StatusArguments),
     /// Feed CSV files through a real connection to a gateway started for the purpose
@@ -48,7 +56,7 @@ enum Command {
     /// Work with models
     Model(model::ModelArguments),
     /// Make a password hash for the configuration
-    Passwd(passwd::PasswdArguments),
+    Passwd,
 }
 
 /// Runs the program with the process's arguments.
@@ -60,12 +68,12 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
-        Command::CheckConfig(arguments) => check_config::run(&arguments),
+        Command::CheckConfig { file, json } => Ok(check_config::run(&file, json)),
         Command::Status(arguments) => status::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
         Command::Model(arguments) => model::run(&arguments),
-        Command::Passwd(arguments) => passwd::run(&arguments),
+        Command::Passwd => Ok(passwd::run(millwright_broker::auth::hash_password)),
     };
     result.unwrap_or_else(|failure| {
         eprintln!("millwright: {failure}");
@@ -85,15 +93,15 @@ fn start_logs(level: &str) {
 
 /// Why a command ends with another status than 0.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// [`FAILED`] or [`WRONG_USE`].
-    pub status: u8,
+    pub(crate) status: u8,
     error: anyhow::Error,
 }
 
 impl Failure {
     /// Wrong arguments or configuration.
-    pub fn wrong_use(error: impl Into<anyhow::Error>) -> Failure {
+    pub(crate) fn wrong_use(error: impl Into<anyhow::Error>) -> Failure {
         Failure { status: WRONG_USE, error: error.into() }
     }
 }

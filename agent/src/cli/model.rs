@@ -22,7 +22,7 @@ const PUBLISH: Duration = Duration::from_secs(120);
 
 /// Arguments of `model`.
 #[derive(Debug, Args)]
-pub struct ModelArguments {
+pub(super) struct ModelArguments {
     #[command(subcommand)]
     command: ModelCommand,
 }
@@ -59,7 +59,7 @@ struct PushArguments {
 ///
 /// # Errors
 /// The file is no model by the contract, or the broker does not take it.
-pub fn run(arguments: &ModelArguments) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &ModelArguments) -> Result<ExitCode, Failure> {
     let ModelCommand::Push(arguments) = &arguments.command;
     let file = std::fs::read(&arguments.file)
         .with_context(|| format!("cannot read {}", arguments.file.display()))

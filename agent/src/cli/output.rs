@@ -5,7 +5,7 @@ use std::io::Write;
 use serde::Serialize;
 
 /// Writes text to stdout. A reader that has gone away (`| head`) ends the output, not the program.
-pub fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
@@ -13,7 +13,7 @@ pub fn print(text: &str) {
 ///
 /// # Errors
 /// The value cannot be encoded.
-pub fn print_json(value: &impl Serialize) -> Result<(), serde_json::Error> {
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), serde_json::Error> {
     let mut text = serde_json::to_string(value)?;
     text.push('\n');
     print(&text);
@@ -21,7 +21,7 @@ pub fn print_json(value: &impl Serialize) -> Result<(), serde_json::Error> {
 }
 
 /// Lays rows out in columns; the first row is the heading. Widths are counted in characters.
-pub fn table(rows: &[Vec<String>]) -> String {
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();

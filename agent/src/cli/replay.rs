@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Failure, output, runtime};
 use crate::alarm::message::{AlertEvent, EventKind};
+use crate::clock;
 use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::ids::{AssetId, GatewayId};
@@ -35,7 +36,7 @@ const QUIET: Duration = Duration::from_millis(500);
 
 /// Arguments of `replay`.
 #[derive(Debug, Args)]
-pub struct ReplayArguments {
+pub(super) struct ReplayArguments {
     /// Rows to learn each machine's normal from
     #[arg(long, value_name = "ROWS", default_value_t = 400)]
     commission: usize,
@@ -81,8 +82,8 @@ struct AlertReplay {
 ///
 /// # Errors
 /// A file cannot be read, or the gateway cannot be started.
-pub fn run(arguments: &ReplayArguments) -> Result<ExitCode, Failure> {
-    let tables = arguments.files.iter().map(|path| Table::load(path)).collect::<Result<Vec<_>, _>>()?;
+pub(super) fn run(arguments: &ReplayArguments) -> Result<ExitCode, Failure> {
+    let tables = arguments.files.iter().map(|path| Table::read(path)).collect::<Result<Vec<_>, _>>()?;
     let names = asset_names(&arguments.files)?;
     let temporary = if arguments.data_dir.is_none() { Some(TemporaryFolder::create("replay")?) } else { None };
     let given = arguments.data_dir.as_deref();
@@ -270,17 +271,13 @@ impl Replay {
             }
             text.push('\n');
             for alert in &file.alerts {
-                let cleared = alert.cleared_us.map_or("still up".to_owned(), |at| format!("cleared {}", short_time(at)));
-                let raised = short_time(alert.raised_us);
+                let cleared = alert.cleared_us.map_or("still up".to_owned(), |at| format!("cleared {}", clock::rfc3339(at)));
+                let raised = clock::rfc3339(alert.raised_us);
                 text.push_str(&format!("  {} {raised}, {cleared}, {:?}: {}\n", alert.id, alert.severity, alert.message));
             }
         }
         text
     }
-}
-
-fn short_time(time_us: i64) -> String {
-    crate::source::time::format_rfc3339(time_us)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::gateway::Gateway;
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
-pub struct RunArguments {
+pub(super) struct RunArguments {
     /// The configuration file
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
@@ -22,7 +22,7 @@ pub struct RunArguments {
 ///
 /// # Errors
 /// The configuration is wrong, or the gateway cannot start.
-pub fn run(arguments: &RunArguments) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let loaded = Config::load(&arguments.config).map_err(Failure::wrong_use)?;
     for warning in &loaded.warnings {
         tracing::warn!("{}", warning.line_for(&arguments.config.display().to_string()));

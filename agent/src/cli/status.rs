@@ -15,7 +15,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
-pub struct StatusArguments {
+pub(super) struct StatusArguments {
     /// The configuration of the gateway to ask, for its [http] address
     #[arg(long, value_name = "FILE", conflicts_with = "http")]
     config: Option<PathBuf>,
@@ -31,7 +31,7 @@ pub struct StatusArguments {
 ///
 /// # Errors
 /// The gateway cannot be asked.
-pub fn run(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
     let address = match &arguments.config {
         Some(path) => Config::load(path).map_err(Failure::wrong_use)?.config.http.listen.to_string(),
         None => arguments.http.clone(),

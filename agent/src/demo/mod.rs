@@ -76,6 +76,7 @@ async fn show(options: &DemoOptions, gateway: &Gateway, view: &mut View) -> anyh
                     break;
                 }
             }
+            () = plant.finished() => break,
             () = interrupt.wait() => break,
         }
     }

@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use millwright_models::State;
 use millwright_models::commission::Commissioned;
-use millwright_models::episode::State;
 
 use super::asset::{Asset, Changed, LastScore, RowOutcome, SavedAsset};
 use super::fleet::{Fleet, Installed, Origin};
@@ -228,7 +228,7 @@ impl Engine {
                 tracing::error!(asset = %asset.id, %error, "commissioning failed and begins anew");
             }
             Learned::Model(commissioned) => {
-                let Commissioned { onnx, report } = *commissioned;
+                let Commissioned { onnx, report, .. } = *commissioned;
                 match install::commissioned(&asset.id, &onnx) {
                     Ok(model) => {
                         tracing::info!(asset = %asset.id, rows = report.rows_used, "learned its normal");

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use millwright_models::ModelName;
 use millwright_models::runtime::Model;
 use serde::{Deserialize, Serialize};
 

@@ -5,22 +5,11 @@ use millwright_models::runtime::{LoadError, LoadLimits, Model};
 use super::fleet::{Installed, Origin};
 use crate::ids::AssetId;
 
-/// Why bytes did not become an installed model.
-#[derive(Debug, thiserror::Error)]
-pub enum InstallFileError {
-    /// The model does not load.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// Its name cannot be part of a topic.
-    #[error("the model's name cannot be used: {0}")]
-    Name(#[from] crate::ids::IdError),
-}
-
 /// Loads the model that was learned for one asset.
 ///
 /// # Errors
 /// The bytes are not a model by the contract.
-pub fn commissioned(asset: &AssetId, onnx: &[u8]) -> Result<Installed, InstallFileError> {
+pub fn commissioned(asset: &AssetId, onnx: &[u8]) -> Result<Installed, LoadError> {
     load(onnx, Origin::Commissioned, vec![asset.to_string()], &LoadLimits::default())
 }
 
@@ -33,10 +22,10 @@ pub fn load(
     origin: Origin,
     assets: Vec<String>,
     limits: &LoadLimits,
-) -> Result<Installed, InstallFileError> {
+) -> Result<Installed, LoadError> {
     let model = Model::load(onnx, limits)?;
     let contract = model.contract();
-    let name = ModelName::parse(&contract.name)?;
+    let name = contract.name.clone();
     let version = contract.version;
     let sha256 = model.sha256().to_string();
     Ok(Installed { name, version, sha256, origin, assets, model })

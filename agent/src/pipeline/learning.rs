@@ -4,7 +4,8 @@
 //! What was added since the last checkpoint is handed out once, so that each row is written to disk once. Holds at
 //! most [`LEARNING_ROWS_MAX`] rows of [`super::history::CHANNELS_MAX`] channels: 25 MB for the largest asset.
 
-use millwright_models::commission::{self, CommissionError, Commissioned, Params};
+use millwright_models::commission::{CommissionError, Commissioned, VALUES_MAX, commission};
+use millwright_models::{ModelName, Params};
 use serde::{Deserialize, Serialize};
 
 use super::history::History;
@@ -90,24 +91,25 @@ impl Learning {
         (self.rows.len(), self.needed)
     }
 
-    /// Adds the newest row of `history`; makes the model `name` when there are enough.
-    pub fn push(&mut self, name: &str, history: &History) -> Learned {
+    /// Adds the newest row of `history`; makes the model of `asset` when there are enough.
+    pub fn push(&mut self, asset: &str, history: &History) -> Learned {
         if let Some(row) = history.newest(1).next() {
             self.rows.push(row.values.clone());
         }
-        if self.rows.len() < self.needed {
+        let rows_max = VALUES_MAX / history.channels().len().max(1);
+        if self.rows.len() < self.needed.min(rows_max) {
             return Learned::NotYet;
         }
         let (channels, samples) = self.matrix(history);
-        match commission::commission(name, 1, &channels, &samples, &self.settings.params) {
-            Ok(commissioned) if self.may_extend() && !commissioned.report.stable() => {
+        match commission(&model_name(asset), 1, &channels, &samples, &self.settings.params) {
+            Ok(commissioned) if self.may_extend() && !commissioned.report.stability.stable => {
                 self.extend();
                 Learned::Extended
             }
             Ok(commissioned) => Learned::Model(Box::new(commissioned)),
             Err(error) if self.may_extend() => {
                 self.extend();
-                tracing::warn!(asset = name, %error, "commissioning needs more rows");
+                tracing::warn!(asset, %error, "commissioning needs more rows");
                 Learned::Extended
             }
             Err(error) => {
@@ -136,5 +138,31 @@ impl Learning {
         let value = |row: &[f32], index: usize| row.get(index).copied().unwrap_or(f32::NAN);
         let samples = self.rows.iter().flat_map(|row| kept.iter().map(|index| value(row, *index))).collect();
         (names, samples)
+    }
+}
+
+/// The name of an asset's learned model: the asset's, with what a model name may not hold replaced.
+fn model_name(asset: &str) -> String {
+    if ModelName::parse(asset).is_ok() {
+        return asset.to_owned();
+    }
+    let plain = asset.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '_' });
+    // One byte for each character, so it is no longer than the asset's name; the first must be a letter or digit.
+    let name: String = plain.collect();
+    format!("a{}", name.get(1..).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Every asset name gives a valid model name, and one that is valid already is kept.
+    #[test]
+    fn every_asset_has_a_model_name() {
+        assert_eq!(model_name("pump-1"), "pump-1");
+        for asset in ["Presse Süd 1", "…", "-x", &"ü".repeat(32), " "] {
+            let name = model_name(asset);
+            assert!(ModelName::parse(&name).is_ok(), "{asset} gives {name}");
+        }
     }
 }

@@ -229,6 +229,8 @@ impl Runner {
     fn take(&mut self, message: &LogMessage) {
         let Some(route) = self.parts.sources.resolve(&message.message.topic) else { return };
         self.readings.clear();
+        // Rows of single numbers are completed by the log's own time, so that a replay completes them alike.
+        self.parts.sources.handle_timeout(message.received_us, &mut self.readings);
         let decoded =
             self.parts.sources.decode(&route, &message.message.payload, message.received_us, &mut self.readings);
         if let Err(error) = decoded {
@@ -311,6 +313,7 @@ impl Runner {
             log_id: self.parts.log.id().0,
             cursor: self.parts.position.0,
             next_event: self.parts.engine.next_event(),
+            sources: self.parts.sources.save(),
             assets: self.parts.engine.take_changed(),
             models,
             outbox,

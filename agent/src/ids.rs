@@ -47,7 +47,7 @@ pub enum NameFault {
 /// Why a string is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{shown}` is not {what}: {fault}")]
-pub struct NameError {
+pub struct IdError {
     /// What the name was to be, with its article: "an asset name".
     pub what: &'static str,
     /// The refused string, shortened and escaped.
@@ -103,11 +103,11 @@ macro_rules! name {
             /// Checks a name.
             ///
             /// # Errors
-            /// A [`NameError`] that names the rule it breaks.
-            pub fn parse(name: &str) -> Result<$name, NameError> {
+            /// A [`IdError`] that names the rule it breaks.
+            pub fn parse(name: &str) -> Result<$name, IdError> {
                 match check_name(name) {
                     Ok(()) => Ok($name(Arc::from(name))),
-                    Err(fault) => Err(NameError { what: $what, shown: shorten(name), fault }),
+                    Err(fault) => Err(IdError { what: $what, shown: shorten(name), fault }),
                 }
             }
 
@@ -130,8 +130,8 @@ macro_rules! name {
         }
 
         impl std::str::FromStr for $name {
-            type Err = NameError;
-            fn from_str(name: &str) -> Result<$name, NameError> {
+            type Err = IdError;
+            fn from_str(name: &str) -> Result<$name, IdError> {
                 $name::parse(name)
             }
         }
@@ -163,7 +163,7 @@ macro_rules! name {
 }
 
 /// Reads a name without a copy of the string in between.
-struct NameVisitor<T>(fn(&str) -> Result<T, NameError>, &'static str);
+struct NameVisitor<T>(fn(&str) -> Result<T, IdError>, &'static str);
 
 impl<T> serde::de::Visitor<'_> for NameVisitor<T> {
     type Value = T;

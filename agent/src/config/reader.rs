@@ -65,6 +65,21 @@ impl<'d> Document<'d> {
         self.mistake(&spot, format!("not TOML: {what}"), "");
     }
 
+    /// Drops what was found on lines that are not TOML, and what seemed to be missing: it may stand there.
+    pub(super) fn keep_sound(&mut self, broken: impl Iterator<Item = std::ops::Range<usize>>) {
+        let spot = |offset| Spot { offset, place: String::new() };
+        let lines: Vec<(usize, usize)> = broken
+            .map(|span| (self.at(&spot(span.start), String::new(), String::new()).line, span.end))
+            .map(|(first, end)| (first, self.at(&spot(end), String::new(), String::new()).line))
+            .collect();
+        let sound = |mistake: &Mistake| {
+            !mistake.what.starts_with("is missing")
+                && !lines.iter().any(|(first, last)| (*first..=*last).contains(&mistake.line))
+        };
+        self.mistakes.retain(sound);
+        self.warnings.retain(sound);
+    }
+
     fn at(&self, spot: &Spot, what: String, remedy: String) -> Mistake {
         let before = self.text.get(..spot.offset).unwrap_or(self.text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);

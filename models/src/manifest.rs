@@ -1,0 +1,308 @@
+//! The manifest of a model update, and putting its chunks together.
+//!
+//! Owns the JSON form, its limits and the check of every byte. Never touches the network or the disk: the caller fetches,
+//! stores and resumes.
+//!
+//! ```json
+//! {"name": "pump-a", "version": 3, "sha256": "…", "size": 641, "chunk_size": 65536,
+//!  "chunks": ["…"], "created": "2025-01-31T12:00:00Z"}
+//! ```
+//!
+//! The manifest is retained on `mw/v1/model/<model>/manifest`, chunk `n` (from 0) on
+//! `mw/v1/model/<model>/chunk/<sha256>/<n>`. `chunks` holds the SHA-256 of each, so that a bad one is known at once; every chunk
+//! but the last has `chunk_size` bytes.
+//!
+//! **Unknown fields are tolerated**: a newer fleet may add some, such as a signature over the others, which this reader does not
+//! check. What it does check holds without them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::contract::ModelName;
+use crate::digest::Digest;
+
+/// Largest chunk: what any broker carries.
+pub const CHUNK_BYTES_MAX: usize = 65_536;
+/// Most chunks: 32 MiB of the largest, and 512 digests of 67 bytes still fit a manifest of [`MANIFEST_BYTES_MAX`].
+pub const CHUNKS_MAX: usize = 512;
+/// Largest model: the most and largest chunks.
+pub const MODEL_BYTES_MAX: usize = CHUNKS_MAX * CHUNK_BYTES_MAX;
+/// Largest manifest, in bytes.
+pub const MANIFEST_BYTES_MAX: usize = 65_536;
+
+/// What is wrong with a manifest. The one to act is whoever published it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// Larger than allowed.
+    #[error("the manifest has {bytes} bytes, at most {MANIFEST_BYTES_MAX} are allowed: use larger chunks")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// Not JSON, or a field is missing or of the wrong type.
+    #[error("the manifest is not valid: {reason}; publish the model again")]
+    Json {
+        /// Where and why.
+        reason: String,
+    },
+    /// A number is out of its range.
+    #[error("the manifest has `{field}` = {found}, but it must be {expected}")]
+    Range {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: u64,
+        /// Its range.
+        expected: String,
+    },
+}
+
+/// A manifest that has passed its checks: [`Manifest::parse`] and [`Manifest::describe`] make them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Manifest {
+    name: ModelName,
+    version: u64,
+    sha256: Digest,
+    size: usize,
+    chunk_size: usize,
+    chunks: Vec<Digest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created: Option<String>,
+}
+
+/// The fields as they are written.
+#[derive(Deserialize)]
+struct ManifestJson {
+    name: ModelName,
+    version: u64,
+    sha256: Digest,
+    size: u64,
+    chunk_size: u64,
+    chunks: Vec<Digest>,
+    #[serde(default)]
+    created: Option<String>,
+}
+
+impl Manifest {
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    /// [`ManifestError`] naming the field, what was found and what it must be.
+    pub fn parse(json: &[u8]) -> Result<Manifest, ManifestError> {
+        if json.len() > MANIFEST_BYTES_MAX {
+            return Err(ManifestError::TooLarge { bytes: json.len() });
+        }
+        let read: ManifestJson =
+            serde_json::from_slice(json).map_err(|e| ManifestError::Json { reason: e.to_string() })?;
+        let range = |field, found: u64, most: usize| {
+            let fits = usize::try_from(found).ok().filter(|n| (1..=most).contains(n));
+            fits.ok_or_else(|| ManifestError::Range { field, found, expected: format!("1 to {most}") })
+        };
+        if read.version == 0 {
+            return Err(ManifestError::Range { field: "version", found: 0, expected: "at least 1".to_owned() });
+        }
+        let size = range("size", read.size, MODEL_BYTES_MAX)?;
+        let chunk_size = range("chunk_size", read.chunk_size, CHUNK_BYTES_MAX)?;
+        let count = size.div_ceil(chunk_size);
+        if read.chunks.len() != count || count > CHUNKS_MAX {
+            let expected = format!("{count} digests for this size and chunk_size, and at most {CHUNKS_MAX}");
+            return Err(ManifestError::Range { field: "chunks", found: read.chunks.len() as u64, expected });
+        }
+        let ManifestJson { name, version, sha256, chunks, created, .. } = read;
+        Ok(Manifest { name, version, sha256, size, chunk_size, chunks, created })
+    }
+
+    /// Describes a model file that is to be published in chunks of `chunk_size` bytes.
+    ///
+    /// # Errors
+    /// [`ManifestError::Range`] when the file or the chunks are too large or too many.
+    pub fn describe(
+        name: ModelName,
+        version: u64,
+        model: &[u8],
+        chunk_size: usize,
+        created: Option<String>,
+    ) -> Result<Manifest, ManifestError> {
+        let chunks: Vec<Digest> = model.chunks(chunk_size.max(1)).map(Digest::of).collect();
+        let manifest = Manifest { name, version, sha256: Digest::of(model), size: model.len(), chunk_size, chunks, created };
+        Manifest::parse(&manifest.to_json())
+    }
+
+    /// The manifest as JSON.
+    pub fn to_json(&self) -> Vec<u8> {
+        // Strings and integers always serialise.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// The model's name.
+    pub fn name(&self) -> &ModelName {
+        &self.name
+    }
+
+    /// The model's version, from 1.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// SHA-256 of the whole file.
+    pub fn sha256(&self) -> &Digest {
+        &self.sha256
+    }
+
+    /// Size of the file in bytes.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Number of chunks.
+    pub fn chunk_count(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// When it was made, as the publisher wrote it.
+    pub fn created(&self) -> Option<&str> {
+        self.created.as_deref()
+    }
+
+    /// Where the manifest is retained.
+    pub fn topic(&self) -> String {
+        format!("mw/v1/model/{}/manifest", self.name)
+    }
+
+    /// Where chunk `n` is retained.
+    pub fn chunk_topic(&self, n: usize) -> String {
+        format!("mw/v1/model/{}/chunk/{}/{n}", self.name, self.sha256)
+    }
+
+    /// Which chunk of this manifest a topic carries, if any.
+    pub fn chunk_of_topic(&self, topic: &str) -> Option<usize> {
+        let n = topic.rsplit('/').next()?.parse().ok().filter(|n| *n < self.chunks.len())?;
+        (self.chunk_topic(n) == topic).then_some(n)
+    }
+
+    /// The chunks of `model`, in order; the model is the one this manifest describes.
+    pub fn split<'a>(&self, model: &'a [u8]) -> impl ExactSizeIterator<Item = &'a [u8]> {
+        model.chunks(self.chunk_size)
+    }
+
+    /// Bytes of chunk `n`.
+    fn chunk_len(&self, n: usize) -> usize {
+        self.size.saturating_sub(n.saturating_mul(self.chunk_size)).min(self.chunk_size)
+    }
+}
+
+/// Why a chunk was refused. What was accepted before stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChunkError {
+    /// No such chunk.
+    #[error("there is no chunk {n}: the manifest lists {count}, counted from 0")]
+    Number {
+        /// The number given.
+        n: usize,
+        /// Chunks of the manifest.
+        count: usize,
+    },
+    /// Of another length.
+    #[error("chunk {n} has {found} bytes, and the manifest says {expected}: publish it again")]
+    Length {
+        /// Which chunk.
+        n: usize,
+        /// Its length.
+        found: usize,
+        /// By the manifest.
+        expected: usize,
+    },
+    /// Of another content.
+    #[error("chunk {n} does not match its SHA-256: publish it again")]
+    Digest {
+        /// Which chunk.
+        n: usize,
+    },
+}
+
+/// Why there is no file yet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AssembleError {
+    /// Chunks are missing.
+    #[error("{missing} of {count} chunks are missing")]
+    Incomplete {
+        /// How many.
+        missing: usize,
+        /// Of how many.
+        count: usize,
+    },
+    /// Every chunk is right and the whole is not: the manifest contradicts itself.
+    #[error("the file has SHA-256 {found}, and the manifest says {expected}: the manifest is wrong, publish the model again")]
+    Digest {
+        /// Of what came.
+        found: Digest,
+        /// By the manifest.
+        expected: Digest,
+    },
+}
+
+/// Collects chunks in any order. Holds at most the file's size, which the manifest bounds; memory grows with what arrived, not with
+/// what was announced.
+#[derive(Debug, Clone)]
+pub struct Assembler {
+    manifest: Manifest,
+    chunks: Vec<Option<Box<[u8]>>>,
+    missing: usize,
+}
+
+impl Assembler {
+    /// Begins with nothing.
+    pub fn new(manifest: Manifest) -> Assembler {
+        let missing = manifest.chunks.len();
+        Assembler { chunks: vec![None; missing], missing, manifest }
+    }
+
+    /// What is being assembled.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Takes chunk `n`; one that is already there is accepted again and changes nothing. Returns whether all are there now.
+    ///
+    /// # Errors
+    /// [`ChunkError`] when the chunk is not the manifest's.
+    pub fn accept(&mut self, n: usize, bytes: &[u8]) -> Result<bool, ChunkError> {
+        let count = self.chunks.len();
+        let expected = self.manifest.chunk_len(n);
+        let (Some(place), Some(digest)) = (self.chunks.get_mut(n), self.manifest.chunks.get(n)) else {
+            return Err(ChunkError::Number { n, count });
+        };
+        if bytes.len() != expected {
+            return Err(ChunkError::Length { n, found: bytes.len(), expected });
+        }
+        if Digest::of(bytes) != *digest {
+            return Err(ChunkError::Digest { n });
+        }
+        if place.replace(bytes.into()).is_none() {
+            self.missing -= 1;
+        }
+        Ok(self.missing == 0)
+    }
+
+    /// Numbers of the chunks that are not there yet, in order.
+    pub fn missing(&self) -> impl Iterator<Item = usize> {
+        self.chunks.iter().enumerate().filter(|(_, chunk)| chunk.is_none()).map(|(n, _)| n)
+    }
+
+    /// Whether all chunks are there.
+    pub fn is_complete(&self) -> bool {
+        self.missing == 0
+    }
+
+    /// The file, checked against the manifest's SHA-256.
+    ///
+    /// # Errors
+    /// [`AssembleError`] when chunks are missing or the whole is not what the manifest says.
+    pub fn finish(&self) -> Result<Vec<u8>, AssembleError> {
+        if self.missing > 0 {
+            return Err(AssembleError::Incomplete { missing: self.missing, count: self.chunks.len() });
+        }
+        let file: Vec<u8> = self.chunks.iter().flatten().flat_map(|chunk| chunk.iter().copied()).collect();
+        let (found, expected) = (Digest::of(&file), self.manifest.sha256);
+        if found == expected { Ok(file) } else { Err(AssembleError::Digest { found, expected }) }
+    }
+}

@@ -79,6 +79,13 @@ impl TopicName {
     }
 }
 
+impl std::borrow::Borrow<str> for TopicName {
+    // `Hash` and `Eq` of the text, as the trait demands: the derived ones go through `Arc<str>`.
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Debug for TopicName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", &*self.0)
@@ -145,27 +152,32 @@ impl TopicFilter {
     /// Whether a message on this topic is wanted. Wildcards in the first level do not match topics that begin
     /// with `$`. [MQTT-4.7.2-1]
     pub fn matches(&self, topic: &TopicName) -> bool {
-        self.captures(topic).is_some()
+        self.walk(topic, |_| {})
     }
 
     /// The levels that the `+` wildcards matched, in order, or `None` if the topic does not match. `a/+/c/+` on
     /// `a/b/c/d` gives `["b", "d"]`; `#` captures nothing.
     pub fn captures<'t>(&self, topic: &'t TopicName) -> Option<Vec<&'t str>> {
+        let mut captured = Vec::new();
+        self.walk(topic, |level| captured.push(level)).then_some(captured)
+    }
+
+    /// Compares level by level and hands over what each `+` matched.
+    fn walk<'t>(&self, topic: &'t TopicName, mut capture: impl FnMut(&'t str)) -> bool {
         let filter = self.as_str();
         if topic.as_str().starts_with('$') && filter.starts_with(['+', '#']) {
-            return None;
+            return false;
         }
-        let mut captured = Vec::new();
         let mut wanted = filter.split('/');
         let mut levels = topic.as_str().split('/');
         loop {
             match (wanted.next(), levels.next()) {
                 // `a/#` matches `a` too.
-                (Some("#"), _) => return Some(captured),
-                (Some("+"), Some(level)) => captured.push(level),
+                (Some("#"), _) => return true,
+                (Some("+"), Some(level)) => capture(level),
                 (Some(wanted), Some(level)) if wanted == level => {}
-                (None, None) => return Some(captured),
-                _ => return None,
+                (None, None) => return true,
+                _ => return false,
             }
         }
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use millwright_broker::log::{CursorError, Log, LogConfig, OpenError, WhenFull};
 use millwright_broker::message::{Message, QoS};
-use millwright_broker::server::{BindError, Broker, BrokerConfig, Publisher};
+use millwright_broker::{BindError, Broker, BrokerConfig, Limits, Publisher, UserError, Users};
 use millwright_broker::topic::TopicName;
 use millwright_models::runtime::LoadLimits;
 use tokio::sync::{Notify, watch};
@@ -55,6 +55,9 @@ pub enum StartError {
     /// The MQTT port.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A user of the configuration.
+    #[error(transparent)]
+    User(#[from] UserError),
     /// The HTTP port.
     #[error(transparent)]
     Http(#[from] HttpError),
@@ -67,7 +70,7 @@ pub enum StartError {
 pub struct Gateway {
     log: Log,
     state: Arc<State>,
-    broker: Arc<Broker>,
+    broker: Broker,
     publisher: Publisher,
     runner: RunnerHandle,
     status: Arc<StatusSource>,
@@ -102,7 +105,7 @@ impl Gateway {
         let models_dir = config.gateway.data_dir.join("models");
         let limits = LoadLimits { file_bytes_max: usize::try_from(config.models.size_bytes_max).unwrap_or(usize::MAX), ..LoadLimits::default() };
         let restored = restore_pipeline(config, &state, &log, &models_dir, &limits).await?;
-        let broker = Arc::new(Broker::bind(broker_config(config, &restored.sources), log.clone()).await?);
+        let broker = Broker::bind(broker_config(config, &restored.sources)?, log.clone()).await?;
         let publisher = broker.publisher();
         let wake = Arc::new(Notify::new());
         let cursor = log.cursor(INFERENCE)?;
@@ -124,7 +127,8 @@ impl Gateway {
             gateway: config.gateway.id.clone(),
             started: Instant::now(),
             log: log.clone(),
-            broker: Arc::clone(&broker),
+            mqtt: broker.local_addr(),
+            publisher: publisher.clone(),
             pipeline: runner.status.clone(),
         });
         let dashboard = Dashboard::start(config.http.listen, Arc::clone(&status)).await;
@@ -250,8 +254,24 @@ fn log_config(config: &Config) -> LogConfig {
     }
 }
 
-fn broker_config(config: &Config, sources: &SourceMap) -> BrokerConfig {
-    BrokerConfig { listen: config.broker.listen, telemetry: sources.filters(), ..BrokerConfig::default() }
+fn broker_config(config: &Config, sources: &SourceMap) -> Result<BrokerConfig, UserError> {
+    let mut users = Users::new();
+    for user in &config.broker.users {
+        users.insert(&user.name, user.password_hash.as_str())?;
+    }
+    let limits = Limits {
+        connections_max: config.broker.max_connections,
+        packet_bytes_max: config.broker.max_packet_bytes,
+        connect_deadline: config.broker.connect_timeout,
+        ..Limits::default()
+    };
+    Ok(BrokerConfig {
+        listen: config.broker.listen,
+        users: (!users.is_empty()).then_some(users),
+        telemetry: sources.filters(),
+        limits,
+        ..BrokerConfig::default()
+    })
 }
 
 fn engine_settings(config: &Config) -> EngineSettings {

@@ -2,11 +2,12 @@
 //!
 //! Owns the shape of the status and the judgement whether the gateway is in trouble. Only reads figures that others keep.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use millwright_broker::log::{Log, LogStats};
-use millwright_broker::server::{Broker, BrokerStats};
+use millwright_broker::{BrokerStats, Publisher};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -21,8 +22,10 @@ pub struct StatusSource {
     pub started: Instant,
     /// The log.
     pub log: Log,
-    /// The broker.
-    pub broker: Arc<Broker>,
+    /// Where MQTT is served.
+    pub mqtt: SocketAddr,
+    /// The broker's figures.
+    pub publisher: Publisher,
     /// The pipeline.
     pub pipeline: watch::Receiver<Arc<PipelineStatus>>,
 }
@@ -58,7 +61,7 @@ impl StatusSource {
             uptime_s: self.started.elapsed().as_secs(),
             trouble: self.trouble(),
             log: LogStatus::from(&self.log.stats()),
-            broker: BrokerStatus::from(&self.broker.stats()),
+            broker: BrokerStatus::new(self.mqtt, &self.publisher.stats()),
             pipeline: PipelineStatus::clone(&self.pipeline.borrow()),
         }
     }
@@ -97,8 +100,6 @@ pub struct LogStatus {
     pub write_amplification: f64,
     /// Messages dropped before a cursor had passed them, ever.
     pub lost_rows: u64,
-    /// QoS 0 telemetry skipped because the writer's queue was full.
-    pub not_queued: u64,
     /// Consumers: name, position and messages behind.
     pub cursors: Vec<(String, u64, u64)>,
 }
@@ -117,8 +118,55 @@ impl From<&LogStats> for LogStatus {
             ack_latency_p99_us: stats.ack_latency_p99_us,
             write_amplification: stats.write_amplification(),
             lost_rows: stats.lost_rows,
-            not_queued: stats.not_queued,
             cursors: cursors.collect(),
+        }
+    }
+}
+
+/// The broker's figures that matter from outside; counts are since the start.
+#[derive(Debug, Serialize)]
+pub struct BrokerStatus {
+    /// Where MQTT is served.
+    pub listen: SocketAddr,
+    /// Clients connected now.
+    pub clients: u64,
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections turned away because there were too many.
+    pub turned_away: u64,
+    /// CONNECTs refused.
+    pub refused: u64,
+    /// Connections that ended because the client broke the protocol.
+    pub protocol_errors: u64,
+    /// Publishes received at QoS 0.
+    pub received_volatile: u64,
+    /// Publishes committed.
+    pub received_durable: u64,
+    /// Publishes sent.
+    pub delivered: u64,
+    /// QoS 0 deliveries skipped because a subscriber or the fan-out was too slow.
+    pub skipped: u64,
+    /// Messages that retention dropped before a subscriber had read them.
+    pub lost: u64,
+    /// Telemetry at QoS 0 that was not logged because the log's queue was full.
+    pub telemetry_not_logged: u64,
+}
+
+impl BrokerStatus {
+    fn new(listen: SocketAddr, stats: &BrokerStats) -> BrokerStatus {
+        BrokerStatus {
+            listen,
+            clients: stats.clients,
+            accepted: stats.accepted,
+            turned_away: stats.turned_away,
+            refused: stats.refused,
+            protocol_errors: stats.protocol_errors,
+            received_volatile: stats.received_volatile,
+            received_durable: stats.received_durable,
+            delivered: stats.delivered,
+            skipped: stats.skipped.saturating_add(stats.fan_out_dropped),
+            lost: stats.lost,
+            telemetry_not_logged: stats.telemetry_not_logged,
         }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millwright_broker::log::Log;
 use millwright_broker::message::{Message, QoS};
-use millwright_broker::server::Publisher;
+use millwright_broker::Publisher;
 use millwright_broker::topic::{TopicFilter, TopicName};
 use millwright_models::manifest::{Assembler, Manifest};
 use millwright_models::runtime::LoadLimits;

@@ -90,6 +90,15 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
+    fn stats(&self) -> BrokerStats {
+        BrokerStats {
+            clients: self.registry.len() as u64,
+            fan_out_dropped: self.live.dropped(),
+            fan_out_restarts: self.live.rebuilt(),
+            ..self.counters.read()
+        }
+    }
+
     /// A number for a session; 0 is the gateway's own.
     pub(crate) fn next_number(&self) -> u32 {
         loop {
@@ -162,12 +171,7 @@ impl Broker {
 
     /// Figures.
     pub fn stats(&self) -> BrokerStats {
-        BrokerStats {
-            clients: self.hub.registry.len() as u64,
-            fan_out_dropped: self.hub.live.dropped(),
-            fan_out_restarts: self.hub.live.rebuilt(),
-            ..self.hub.counters.read()
-        }
+        self.hub.stats()
     }
 
     /// Stops accepting, disconnects every client (0x8B in MQTT 5), and joins all tasks.
@@ -204,6 +208,11 @@ impl Publisher {
         let offset = self.hub.log.append(vec![append]).await?;
         self.hub.live.publish(&[message]);
         Ok(offset)
+    }
+
+    /// Figures of the broker it publishes to.
+    pub fn stats(&self) -> BrokerStats {
+        self.hub.stats()
     }
 
     /// Publishes at QoS 0 to whoever is connected; retained in memory if the message asks for it. Never waits.

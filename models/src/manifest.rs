@@ -5,7 +5,7 @@
 //!
 //! ```json
 //! {"name": "pump-a", "version": 3, "sha256": "…", "size": 641, "chunk_size": 65536,
-//!  "chunks": ["…"], "created": "2025-01-31T12:00:00Z"}
+//!  "chunks": ["…"], "created": "2025-01-31T12:00:00Z", "assets": ["pump-*"]}
 //! ```
 //!
 //! The manifest is retained on `mw/v1/model/<model>/manifest`, chunk `n` (from 0) on
@@ -26,6 +26,10 @@ pub const CHUNK_BYTES_MAX: usize = 65_536;
 pub const CHUNKS_MAX: usize = 512;
 /// Largest model: the most and largest chunks.
 pub const MODEL_BYTES_MAX: usize = CHUNKS_MAX * CHUNK_BYTES_MAX;
+/// Most patterns of assets.
+pub const ASSET_PATTERNS_MAX: usize = 64;
+/// Longest pattern, in bytes: an asset's name and a few wildcards.
+pub const ASSET_PATTERN_BYTES_MAX: usize = 96;
 /// Largest manifest, in bytes.
 pub const MANIFEST_BYTES_MAX: usize = 65_536;
 
@@ -67,6 +71,7 @@ pub struct Manifest {
     chunks: Vec<Digest>,
     #[serde(skip_serializing_if = "Option::is_none")]
     created: Option<String>,
+    assets: Vec<String>,
 }
 
 /// The fields as they are written.
@@ -80,6 +85,8 @@ struct ManifestJson {
     chunks: Vec<Digest>,
     #[serde(default)]
     created: Option<String>,
+    #[serde(default)]
+    assets: Vec<String>,
 }
 
 impl Manifest {
@@ -107,8 +114,19 @@ impl Manifest {
             let expected = format!("{count} digests for this size and chunk_size, and at most {CHUNKS_MAX}");
             return Err(ManifestError::Range { field: "chunks", found: read.chunks.len() as u64, expected });
         }
-        let ManifestJson { name, version, sha256, chunks, created, .. } = read;
-        Ok(Manifest { name, version, sha256, size, chunk_size, chunks, created })
+        let ManifestJson { name, version, sha256, chunks, created, mut assets, .. } = read;
+        if assets.is_empty() {
+            assets.push(name.to_string());
+        }
+        if let Some(long) = assets.iter().find(|pattern| pattern.len() > ASSET_PATTERN_BYTES_MAX) {
+            let expected = format!("patterns of at most {ASSET_PATTERN_BYTES_MAX} bytes");
+            return Err(ManifestError::Range { field: "assets", found: long.len() as u64, expected });
+        }
+        if assets.len() > ASSET_PATTERNS_MAX {
+            let expected = format!("at most {ASSET_PATTERNS_MAX} patterns");
+            return Err(ManifestError::Range { field: "assets", found: assets.len() as u64, expected });
+        }
+        Ok(Manifest { name, version, sha256, size, chunk_size, chunks, created, assets })
     }
 
     /// Describes a model file that is to be published in chunks of `chunk_size` bytes.
@@ -123,8 +141,17 @@ impl Manifest {
         created: Option<String>,
     ) -> Result<Manifest, ManifestError> {
         let chunks: Vec<Digest> = model.chunks(chunk_size.max(1)).map(Digest::of).collect();
-        let manifest = Manifest { name, version, sha256: Digest::of(model), size: model.len(), chunk_size, chunks, created };
+        let manifest = Manifest { name, version, sha256: Digest::of(model), size: model.len(), chunk_size, chunks, created, assets: Vec::new() };
         Manifest::parse(&manifest.to_json())
+    }
+
+    /// Says which assets the model is for; none means the asset called like the model.
+    ///
+    /// # Errors
+    /// [`ManifestError::Range`] when there are too many patterns or one is too long.
+    pub fn for_assets(mut self, patterns: Vec<String>) -> Result<Manifest, ManifestError> {
+        self.assets = patterns;
+        Manifest::parse(&self.to_json())
     }
 
     /// The manifest as JSON.
@@ -156,6 +183,11 @@ impl Manifest {
     /// Number of chunks.
     pub fn chunk_count(&self) -> usize {
         self.chunks.len()
+    }
+
+    /// Patterns of the assets it is for, at least one: `*` stands for any text, everything else for itself.
+    pub fn assets(&self) -> &[String] {
+        &self.assets
     }
 
     /// When it was made, as the publisher wrote it.

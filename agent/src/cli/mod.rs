@@ -73,7 +73,7 @@ pub fn main() -> ExitCode {
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
         Command::Model(arguments) => model::run(&arguments),
-        Command::Passwd => Ok(passwd::run(millwright_broker::auth::hash_password)),
+        Command::Passwd => Ok(passwd::run(|password| millwright_broker::hash_password(password.as_bytes()))),
     };
     result.unwrap_or_else(|failure| {
         eprintln!("millwright: {failure}");

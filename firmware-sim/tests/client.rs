@@ -1,5 +1,5 @@
 //! The client on real sockets, against a broker whose every step the test decides.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod peer;
 

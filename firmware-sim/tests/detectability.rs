@@ -3,7 +3,7 @@
 //!
 //! The same check runs over a few seeds here, and over 200 on request, with a table of what it found:
 //! `cargo test --release -p millwright-firmware-sim --test detectability -- --ignored --nocapture`
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod detector;
 
@@ -12,6 +12,7 @@ use std::ops::Range;
 use detector::Detector;
 use millwright_firmware_sim::fault::Fault;
 use millwright_firmware_sim::machine::{Machine, MachineKind};
+use millwright_firmware_sim::plant::{FaultTimes, Plan};
 
 /// Rows that the detector learns from, one per second.
 const COMMISSIONING: u32 = 400;
@@ -100,6 +101,24 @@ fn check_faults(seeds: Range<u64>) {
     }
 }
 
+/// Runs a whole plant for 20 minutes, as a demonstration does.
+fn check_plan(seed: u64) {
+    let times = FaultTimes { commissioning_end_s: INJECTED_S, fault_window_s: 400.0, ramp_s: RAMP_S };
+    for planned in Plan::new(seed, times).machines {
+        let mut machine = planned.build().unwrap();
+        let mut detector = commissioned(&mut machine);
+        let seen = (COMMISSIONING..1_200).find(|second| detector.score(row(&mut machine, *second)).0 > 1.0);
+        match planned.fault {
+            None => assert_eq!(seen, None, "seed {seed}: {} is healthy", planned.asset),
+            Some(fault) => {
+                let delay_s = seen.map(|second| f64::from(second) - fault.at_s);
+                let in_time = delay_s.is_some_and(|delay_s| (0.0..=DELAY_S_MAX).contains(&delay_s));
+                assert!(in_time, "seed {seed}: {}, {}, seen after {delay_s:?} s", planned.asset, fault.fault);
+            }
+        }
+    }
+}
+
 // A healthy machine of any kind stays below the threshold for an hour.
 #[test]
 fn healthy_machines_stay_quiet() {
@@ -110,6 +129,19 @@ fn healthy_machines_stay_quiet() {
 #[test]
 fn every_fault_shows() {
     check_faults(0..4);
+}
+
+// In a plant laid out by a plan every fault is seen in time, and nothing else.
+#[test]
+fn plans_can_be_followed() {
+    (0..3).for_each(check_plan);
+}
+
+// The same over 200 seeds.
+#[test]
+#[ignore = "takes minutes unless optimised"]
+fn plans_can_be_followed_200_seeds() {
+    (0..200).for_each(check_plan);
 }
 
 // The same over 200 seeds.

@@ -54,8 +54,8 @@ impl Fan {
             rated_rpm: noise.between(1_440.0, 1_490.0),
             rated_a: noise.between(18.0, 22.0),
             rated_m3_h: noise.between(22_000.0, 28_000.0),
-            residual_imbalance_mm_s: noise.between(0.9, 1.2),
-            flow_noise_mm_s: noise.between(0.7, 0.9),
+            residual_imbalance_mm_s: noise.between(0.6, 0.8),
+            flow_noise_mm_s: noise.between(0.9, 1.1),
             hf_g: noise.between(0.18, 0.24),
             controller: Controller::new(0.85, 0.16, 0.35, 1.25),
             speed: Lag::new(0.85, 2.5),
@@ -93,7 +93,7 @@ impl Fan {
         let fault = &conditions.severity;
         let turbulence = 0.7 + 0.3 * self.flow + 0.05 * conditions.turbulence;
         // Dust on the blades: the imbalance force grows with the square of the speed.
-        self.vibration_1x_mm_s = self.residual_imbalance_mm_s * speed * speed * (1.0 + 4.5 * fault.imbalance);
+        self.vibration_1x_mm_s = self.residual_imbalance_mm_s * speed * speed * (1.0 + 6.5 * fault.imbalance);
         self.vibration_rms_mm_s = root_sum_square(&[
             self.vibration_1x_mm_s,
             self.flow_noise_mm_s * turbulence,

@@ -61,7 +61,10 @@ fn libraries_are_named_in_one_place() {
 // Clocks are read in one place of a crate; everything else is told the time.
 #[test]
 fn clocks_are_read_in_one_place() {
-    only_in("SystemTime::now", &["agent/src/clock.rs", "broker/src/clock.rs", "broker/src/log/clock.rs", "firmware-sim/src/client"]);
+    only_in(
+        "SystemTime::now",
+        &["agent/src/clock.rs", "broker/src/clock.rs", "broker/src/log/clock.rs", "firmware-sim/src/client"],
+    );
 }
 
 // No channel grows without bound.

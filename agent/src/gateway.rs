@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use millwright_broker::log::{CursorError, Log, LogConfig, OpenError, WhenFull};
 use millwright_broker::message::{Message, QoS};
-use millwright_broker::{BindError, Broker, BrokerConfig, Limits, Publisher, UserError, Users};
 use millwright_broker::topic::TopicName;
+use millwright_broker::{BindError, Broker, BrokerConfig, Limits, Publisher, UserError, Users};
 use millwright_models::runtime::LoadLimits;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -103,7 +103,10 @@ impl Gateway {
 
     async fn start_on(config: &Config, state: Arc<State>, log: Log) -> Result<Gateway, StartError> {
         let models_dir = config.gateway.data_dir.join("models");
-        let limits = LoadLimits { file_bytes_max: usize::try_from(config.models.size_bytes_max).unwrap_or(usize::MAX), ..LoadLimits::default() };
+        let limits = LoadLimits {
+            file_bytes_max: usize::try_from(config.models.size_bytes_max).unwrap_or(usize::MAX),
+            ..LoadLimits::default()
+        };
         let restored = restore_pipeline(config, &state, &log, &models_dir, &limits).await?;
         let broker = Broker::bind(broker_config(config, &restored.sources)?, log.clone()).await?;
         let publisher = broker.publisher();
@@ -312,6 +315,13 @@ fn publish_status(publisher: &Publisher, status: &Status) {
     let topic = TopicName::parse(&format!("mw/v1/gateway/{}/status", status.gateway));
     if let (Ok(topic), Ok(payload)) = (topic, serde_json::to_vec(status)) {
         let (payload, properties) = (Bytes::from(payload), Bytes::new());
-        publisher.publish_volatile(Message { topic, payload, properties, qos: QoS::AtMostOnce, retain: true, origin: 0 });
+        publisher.publish_volatile(Message {
+            topic,
+            payload,
+            properties,
+            qos: QoS::AtMostOnce,
+            retain: true,
+            origin: 0,
+        });
     }
 }

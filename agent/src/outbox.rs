@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use millwright_broker::Publisher;
 use millwright_broker::log::{FetchLimit, Log, Offset, ReadError};
 use millwright_broker::message::{Message, QoS};
-use millwright_broker::Publisher;
 use millwright_broker::topic::TopicName;
 use tokio::sync::{Notify, watch};
 

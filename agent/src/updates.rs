@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use millwright_broker::Publisher;
 use millwright_broker::log::Log;
 use millwright_broker::message::{Message, QoS};
-use millwright_broker::Publisher;
 use millwright_broker::topic::{TopicFilter, TopicName};
 use millwright_models::manifest::{Assembler, Manifest};
 use millwright_models::runtime::LoadLimits;
@@ -119,7 +119,8 @@ impl Updater {
                 continue;
             }
             let state = self.work_on(&message.topic, &message.payload).await;
-            let news = self.seen.get(&message.topic).is_none_or(|seen| seen.state != state || seen.payload != message.payload);
+            let news =
+                self.seen.get(&message.topic).is_none_or(|seen| seen.state != state || seen.payload != message.payload);
             if news {
                 self.tell(&message.topic, &message.payload, &state).await;
             }
@@ -137,7 +138,11 @@ impl Updater {
             Err(error) => return rejected(error.to_string()),
         };
         if manifest.topic() != topic.as_str() {
-            return rejected(format!("the manifest names the model `{}`, and its topic another: publish it on {}", manifest.name(), manifest.topic()));
+            return rejected(format!(
+                "the manifest names the model `{}`, and its topic another: publish it on {}",
+                manifest.name(),
+                manifest.topic()
+            ));
         }
         let sha256 = manifest.sha256().to_string();
         if let Some((version, active)) = self.active.get(manifest.name().as_str()) {
@@ -145,7 +150,10 @@ impl Updater {
                 return self.install_stored(&manifest).await;
             }
             if manifest.version() <= *version {
-                return rejected(format!("version {} is not newer than version {version}, which is active: give it a higher version", manifest.version()));
+                return rejected(format!(
+                    "version {} is not newer than version {version}, which is active: give it a higher version",
+                    manifest.version()
+                ));
             }
         }
         match self.collect(&manifest) {

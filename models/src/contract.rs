@@ -92,7 +92,9 @@ pub enum ContractError {
         key: String,
     },
     /// A value does not parse or is out of its limits.
-    #[error("the model's metadata has `{key}` = `{found}`, but it must be {expected}: correct it and export the model again")]
+    #[error(
+        "the model's metadata has `{key}` = `{found}`, but it must be {expected}: correct it and export the model again"
+    )]
     Invalid {
         /// The key.
         key: &'static str,
@@ -102,7 +104,9 @@ pub enum ContractError {
         expected: String,
     },
     /// The contract is newer than this build.
-    #[error("the model is written to contract {found}, this gateway reads up to {CONTRACT_VERSION}: update the gateway or export to contract {CONTRACT_VERSION}")]
+    #[error(
+        "the model is written to contract {found}, this gateway reads up to {CONTRACT_VERSION}: update the gateway or export to contract {CONTRACT_VERSION}"
+    )]
     TooNew {
         /// Its version.
         found: u64,
@@ -294,7 +298,8 @@ impl Contract {
             None | Some("score") => OutputKind::Score,
             Some(_) => return Err(metadata.invalid(KEY_OUTPUT, "`score`, the only output kind this gateway knows")),
         };
-        let rows = metadata.text(KEY_ROWS).map(|_| metadata.required::<u64>(KEY_ROWS, "a number of rows")).transpose()?;
+        let rows =
+            metadata.text(KEY_ROWS).map(|_| metadata.required::<u64>(KEY_ROWS, "a number of rows")).transpose()?;
         let provenance = Provenance {
             created: metadata.text(KEY_CREATED).map(str::to_owned),
             trained_from: metadata.text(KEY_TRAINED_FROM).map(str::to_owned),
@@ -403,7 +408,11 @@ impl<'a> Metadata<'a> {
     }
 
     fn invalid(&self, key: &'static str, expected: impl fmt::Display) -> ContractError {
-        ContractError::Invalid { key, found: shorten(self.text(key).unwrap_or_default()), expected: expected.to_string() }
+        ContractError::Invalid {
+            key,
+            found: shorten(self.text(key).unwrap_or_default()),
+            expected: expected.to_string(),
+        }
     }
 
     fn required_text(&self, key: &'static str, expected: &'static str) -> Result<&'a str, ContractError> {
@@ -419,15 +428,21 @@ impl<'a> Metadata<'a> {
         let text = self.required_text(KEY_CHANNELS, expected)?;
         let channels: Vec<Channel> =
             serde_json::from_str(text).map_err(|e| self.invalid(KEY_CHANNELS, format_args!("{expected} ({e})")))?;
-        check_channel_names(channels.iter().map(|c| c.name.as_str())).map_err(|rule| self.invalid(KEY_CHANNELS, rule))?;
+        check_channel_names(channels.iter().map(|c| c.name.as_str()))
+            .map_err(|rule| self.invalid(KEY_CHANNELS, rule))?;
         for channel in &channels {
             if let Some(unit) = &channel.unit
                 && (unit.len() > LABEL_BYTES_MAX || unit.chars().any(char::is_control))
             {
-                return Err(self.invalid(KEY_CHANNELS, format_args!("channels whose units are at most {LABEL_BYTES_MAX} bytes of text")));
+                return Err(self.invalid(
+                    KEY_CHANNELS,
+                    format_args!("channels whose units are at most {LABEL_BYTES_MAX} bytes of text"),
+                ));
             }
             if channel.normal.is_some_and(|normal| !normal.is_finite()) {
-                return Err(self.invalid(KEY_CHANNELS, format_args!("channels with finite normals, unlike `{}`", channel.name)));
+                return Err(
+                    self.invalid(KEY_CHANNELS, format_args!("channels with finite normals, unlike `{}`", channel.name))
+                );
             }
         }
         Ok(channels)
@@ -472,7 +487,10 @@ impl<'a> Metadata<'a> {
             .map(|name| name.parse().map_err(|e| self.invalid(KEY_FEATURES, e)))
             .collect::<Result<_, ContractError>>()?;
         if interval_ms.is_none() && features.iter().any(Feature::is_spectral) {
-            return Err(ContractError::Missing { key: KEY_INTERVAL_MS, expected: "frequencies need the sampling interval" });
+            return Err(ContractError::Missing {
+                key: KEY_INTERVAL_MS,
+                expected: "frequencies need the sampling interval",
+            });
         }
         Ok(InputKind::Features(features))
     }
@@ -551,8 +569,19 @@ fn as_strings<S: Serializer>(features: &[Feature], serializer: S) -> Result<S::O
 
 fn known_key(key: &str) -> &'static str {
     let keys = [
-        KEY_CONTRACT, KEY_NAME, KEY_VERSION, KEY_CHANNELS, KEY_SAMPLES, KEY_INTERVAL_MS, KEY_INPUT, KEY_FEATURES, KEY_OUTPUT,
-        KEY_CREATED, KEY_TRAINED_FROM, KEY_ROWS, KEY_GOLDEN,
+        KEY_CONTRACT,
+        KEY_NAME,
+        KEY_VERSION,
+        KEY_CHANNELS,
+        KEY_SAMPLES,
+        KEY_INTERVAL_MS,
+        KEY_INPUT,
+        KEY_FEATURES,
+        KEY_OUTPUT,
+        KEY_CREATED,
+        KEY_TRAINED_FROM,
+        KEY_ROWS,
+        KEY_GOLDEN,
     ];
     keys.into_iter().find(|known| *known == key).unwrap_or("millwright.*")
 }

@@ -141,7 +141,16 @@ impl Manifest {
         created: Option<String>,
     ) -> Result<Manifest, ManifestError> {
         let chunks: Vec<Digest> = model.chunks(chunk_size.max(1)).map(Digest::of).collect();
-        let manifest = Manifest { name, version, sha256: Digest::of(model), size: model.len(), chunk_size, chunks, created, assets: Vec::new() };
+        let manifest = Manifest {
+            name,
+            version,
+            sha256: Digest::of(model),
+            size: model.len(),
+            chunk_size,
+            chunks,
+            created,
+            assets: Vec::new(),
+        };
         Manifest::parse(&manifest.to_json())
     }
 
@@ -263,7 +272,9 @@ pub enum AssembleError {
         count: usize,
     },
     /// Every chunk is right and the whole is not: the manifest contradicts itself.
-    #[error("the file has SHA-256 {found}, and the manifest says {expected}: the manifest is wrong, publish the model again")]
+    #[error(
+        "the file has SHA-256 {found}, and the manifest says {expected}: the manifest is wrong, publish the model again"
+    )]
     Digest {
         /// Of what came.
         found: Digest,

@@ -163,7 +163,9 @@ mod tests {
     // Everyday values read without an exponent, with about three digits.
     #[test]
     fn values_are_short() {
-        for (value, text) in [(0.0, "0.00"), (3.14159, "3.14"), (42.195, "42.2"), (-233.06, "-233"), (0.0012, "1.20e-3")] {
+        for (value, text) in
+            [(0.0, "0.00"), (3.14159, "3.14"), (42.195, "42.2"), (-233.06, "-233"), (0.0012, "1.20e-3")]
+        {
             assert_eq!(short(value), text);
         }
     }

@@ -27,7 +27,7 @@ struct Outcome<'o> {
 }
 
 /// Checks `path` and tells the outcome; the exit status is 0 without mistakes, else 2.
-pub fn run(path: &Path, json: bool) -> ExitCode {
+pub(super) fn run(path: &Path, json: bool) -> ExitCode {
     match check(path, json, &mut io::stdout().lock(), &mut io::stderr().lock()) {
         Ok(status) => ExitCode::from(status),
         // Nobody reads on: a closed pipe is not the configuration's mistake, but nothing was told.
@@ -86,9 +86,8 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let status = check(&path, json, &mut out, &mut err).unwrap();
-        let plain = |bytes: Vec<u8>| {
-            String::from_utf8(bytes).unwrap().replace(&format!("{}/", folder.path().display()), "")
-        };
+        let plain =
+            |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().replace(&format!("{}/", folder.path().display()), "");
         (status, plain(out), plain(err))
     }
 

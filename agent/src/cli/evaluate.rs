@@ -137,7 +137,9 @@ fn check_names_differ(files: &[PathBuf]) -> Result<(), Failure> {
     match names.windows(2).find(|pair| pair.first() == pair.last()).and_then(|pair| pair.first()) {
         None => Ok(()),
         Some(name) => {
-            let error = anyhow::anyhow!("two of the files are called `{name}`, and their flags would overwrite each other: evaluate them separately, each with its own --flags");
+            let error = anyhow::anyhow!(
+                "two of the files are called `{name}`, and their flags would overwrite each other: evaluate them separately, each with its own --flags"
+            );
             Err(Failure::wrong_use(error))
         }
     }
@@ -148,7 +150,9 @@ fn score_table(table: &Table, commission: usize) -> Result<Vec<RowFlag>, Failure
     let rows = table.times_us.len();
     if rows <= commission {
         let path = table.path.display();
-        let error = anyhow::anyhow!("{path}: {rows} rows, and {commission} are to be learned from: nothing is left to score; give a smaller --commission");
+        let error = anyhow::anyhow!(
+            "{path}: {rows} rows, and {commission} are to be learned from: nothing is left to score; give a smaller --commission"
+        );
         return Err(Failure::wrong_use(error));
     }
     let mut engine = Engine::new(settings(commission)?, 1);

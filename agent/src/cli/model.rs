@@ -64,9 +64,8 @@ pub(super) fn run(arguments: &ModelArguments) -> Result<ExitCode, Failure> {
     let file = std::fs::read(&arguments.file)
         .with_context(|| format!("cannot read {}", arguments.file.display()))
         .map_err(Failure::wrong_use)?;
-    let contract = Contract::read(&file)
-        .with_context(|| arguments.file.display().to_string())
-        .map_err(Failure::wrong_use)?;
+    let contract =
+        Contract::read(&file).with_context(|| arguments.file.display().to_string()).map_err(Failure::wrong_use)?;
     let manifest = Manifest::describe(contract.name.clone(), contract.version, &file, CHUNK_BYTES_MAX, None)
         .map_err(Failure::wrong_use)?
         .for_assets(arguments.assets.clone())
@@ -78,7 +77,11 @@ pub(super) fn run(arguments: &ModelArguments) -> Result<ExitCode, Failure> {
 fn report(arguments: &PushArguments, manifest: &Manifest, answer: Option<&Value>) -> anyhow::Result<ExitCode> {
     let Some(answer) = answer else {
         if arguments.wait > 0 {
-            bail!("the model is published, but no gateway has answered within {} s: is one connected to {}?", arguments.wait, arguments.broker);
+            bail!(
+                "the model is published, but no gateway has answered within {} s: is one connected to {}?",
+                arguments.wait,
+                arguments.broker
+            );
         }
         output::print(&format!("{} v{} published\n", manifest.name(), manifest.version()));
         return Ok(ExitCode::SUCCESS);
@@ -138,14 +141,16 @@ async fn push(arguments: &PushArguments, manifest: &Manifest, file: &[u8]) -> an
     let acknowledge = async {
         let mut acknowledged = 0;
         while acknowledged < messages {
-            let event = connection.poll().await.with_context(|| format!("the broker {} does not answer", arguments.broker))?;
+            let event =
+                connection.poll().await.with_context(|| format!("the broker {} does not answer", arguments.broker))?;
             acknowledged += usize::from(matches!(event, Event::Incoming(Packet::PubAck(_))));
             taken(&event);
         }
         anyhow::Ok(())
     };
     let published = tokio::time::timeout(PUBLISH, async { tokio::try_join!(send, acknowledge) }).await;
-    published.with_context(|| format!("the broker {} has not taken the model within {PUBLISH:?}", arguments.broker))??;
+    published
+        .with_context(|| format!("the broker {} has not taken the model within {PUBLISH:?}", arguments.broker))??;
     let wait = async {
         while !taken(&connection.poll().await?) {}
         anyhow::Ok(())

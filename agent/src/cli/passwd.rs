@@ -12,9 +12,9 @@ use ratatui::crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModif
 use ratatui::crossterm::terminal::{disable_raw_mode, enable_raw_mode};
 
 /// The shortest password, in bytes; a shorter one is guessed before the hash matters.
-pub const PASSWORD_BYTES_MIN: usize = 8;
+pub(super) const PASSWORD_BYTES_MIN: usize = 8;
 /// The longest password, in bytes.
-pub const PASSWORD_BYTES_MAX: usize = 256;
+pub(super) const PASSWORD_BYTES_MAX: usize = 256;
 
 /// Why there is no hash.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ enum PasswdError {
 }
 
 /// Asks for a password and prints what `hash` makes of it; the exit status is 0, or 1 with the reason on stderr.
-pub fn run<E: Display>(hash: impl FnOnce(&str) -> Result<String, E>) -> ExitCode {
+pub(super) fn run<E: Display>(hash: impl FnOnce(&str) -> Result<String, E>) -> ExitCode {
     let outcome = if io::stdin().is_terminal() { ask() } else { from_input(&mut io::stdin().lock()) };
     match outcome.and_then(|password| print(&password, hash, &mut io::stdout().lock())) {
         Ok(()) => ExitCode::SUCCESS,

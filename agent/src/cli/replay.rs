@@ -104,7 +104,8 @@ fn asset_names(files: &[PathBuf]) -> Result<Vec<AssetId>, Failure> {
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let name = AssetId::parse(&stem).map_err(Failure::wrong_use)?;
         if names.contains(&name) {
-            let error = anyhow::anyhow!("two files are called `{name}`, and each is to be a machine of its own: rename one");
+            let error =
+                anyhow::anyhow!("two files are called `{name}`, and each is to be a machine of its own: rename one");
             return Err(Failure::wrong_use(error));
         }
         names.push(name);
@@ -271,9 +272,13 @@ impl Replay {
             }
             text.push('\n');
             for alert in &file.alerts {
-                let cleared = alert.cleared_us.map_or("still up".to_owned(), |at| format!("cleared {}", clock::rfc3339(at)));
+                let cleared =
+                    alert.cleared_us.map_or("still up".to_owned(), |at| format!("cleared {}", clock::rfc3339(at)));
                 let raised = clock::rfc3339(alert.raised_us);
-                text.push_str(&format!("  {} {raised}, {cleared}, {:?}: {}\n", alert.id, alert.severity, alert.message));
+                text.push_str(&format!(
+                    "  {} {raised}, {cleared}, {:?}: {}\n",
+                    alert.id, alert.severity, alert.message
+                ));
             }
         }
         text

@@ -50,9 +50,12 @@ fn ask(address: &str) -> anyhow::Result<Value> {
     let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().timeout_global(Some(ANSWER)).build());
     let url = format!("http://{address}/api/v1/status");
     let body = agent.get(&url).call().and_then(|mut answer| answer.body_mut().read_to_string()).map_err(|error| {
-        anyhow::anyhow!("no gateway answers on http://{address}: {error}; is it running, and is this its [http] listen address?")
+        anyhow::anyhow!(
+            "no gateway answers on http://{address}: {error}; is it running, and is this its [http] listen address?"
+        )
     })?;
-    serde_json::from_str(&body).map_err(|error| anyhow::anyhow!("http://{address} is not a millwright gateway: {error}"))
+    serde_json::from_str(&body)
+        .map_err(|error| anyhow::anyhow!("http://{address} is not a millwright gateway: {error}"))
 }
 
 fn text(status: &Value) -> String {
@@ -90,9 +93,10 @@ fn asset_row(asset: &Value) -> Vec<String> {
     };
     let model = match (asset.pointer("/model/name").and_then(Value::as_str), asset.pointer("/model/version")) {
         (Some(name), Some(version)) => format!("{name} v{version}"),
-        _ => asset.pointer("/learning/0").zip(asset.pointer("/learning/1")).map_or("-".to_owned(), |(have, need)| {
-            format!("learning {have} of {need}")
-        }),
+        _ => asset
+            .pointer("/learning/0")
+            .zip(asset.pointer("/learning/1"))
+            .map_or("-".to_owned(), |(have, need)| format!("learning {have} of {need}")),
     };
     vec![
         word("asset"),

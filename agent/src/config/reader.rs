@@ -359,9 +359,7 @@ impl<'r, 'd> Section<'r, 'd> {
         remedy: &str,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
-        self.parsed(key, "", allowed, "", |text| {
-            parse(text).map_err(|error| (error.to_string(), remedy.to_owned()))
-        })
+        self.parsed(key, "", allowed, "", |text| parse(text).map_err(|error| (error.to_string(), remedy.to_owned())))
     }
 
     /// A string that is not empty.
@@ -378,7 +376,8 @@ impl<'r, 'd> Section<'r, 'd> {
     pub(super) fn address(&mut self, key: &'static str, default: SocketAddr) -> SocketAddr {
         let shown = format!("\"{default}\"");
         self.parsed(key, &shown, "address:port", &shown, |text| {
-            text.parse().map_err(|_| (format!("\"{}\" is not an address with a port", shorten(text)), hint(text, default)))
+            text.parse()
+                .map_err(|_| (format!("\"{}\" is not an address with a port", shorten(text)), hint(text, default)))
         })
         .unwrap_or(default)
     }

@@ -78,12 +78,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> Draft {
 
 impl<'d> Section<'_, 'd> {
     /// Reads a sub-section with `read` and refuses what it did not ask for.
-    fn read<T>(
-        &mut self,
-        name: &'static str,
-        label: &'static str,
-        read: impl FnOnce(&mut Section<'_, 'd>) -> T,
-    ) -> T {
+    fn read<T>(&mut self, name: &'static str, label: &'static str, read: impl FnOnce(&mut Section<'_, 'd>) -> T) -> T {
         let mut section = self.section(name, label);
         let value = read(&mut section);
         section.finish(|key| sections_with(key, label));
@@ -182,7 +177,8 @@ fn commissioning(s: &mut Section<'_, '_>) -> CommissioningSection {
     let extend = s.boolean("extend", true);
     let window = s.integer("window", 20_usize, 1..=1_024);
     if samples < window.saturating_mul(4) {
-        let what = format!("{samples} samples are fewer than four windows of {window}: nothing can be learned from them");
+        let what =
+            format!("{samples} samples are fewer than four windows of {window}: nothing can be learned from them");
         s.mistake("samples", what, format!("make it at least {}", window.saturating_mul(4)));
     }
     CommissioningSection { samples, extend, window }

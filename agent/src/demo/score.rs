@@ -9,9 +9,9 @@ use serde::Serialize;
 use super::DemoOptions;
 use super::plant::DemoMachine;
 use crate::alarm::message::{AlertEvent, EventKind, Health, HealthState};
-use crate::observe::Observed;
 use crate::cli::output;
 use crate::clock::SECOND_US;
+use crate::observe::Observed;
 use crate::status::Status;
 
 /// Sensors named in the summary.

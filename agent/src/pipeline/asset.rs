@@ -264,7 +264,8 @@ impl Asset {
 
     fn switch_when_ready(&mut self) {
         let Some(next) = &self.next else { return };
-        let was_scored = matches!(&self.phase, Phase::Monitoring(model) if self.history.len() >= model.model.contract().samples);
+        let was_scored =
+            matches!(&self.phase, Phase::Monitoring(model) if self.history.len() >= model.model.contract().samples);
         if was_scored && self.history.len() < next.model.contract().samples {
             return;
         }

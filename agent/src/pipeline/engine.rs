@@ -365,7 +365,9 @@ impl Engine {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InstallError {
     /// It was made for other machines.
-    #[error("asset `{asset}` has never sent the channel `{channel}` that the model needs: push it for other assets, or fix the channel's name")]
+    #[error(
+        "asset `{asset}` has never sent the channel `{channel}` that the model needs: push it for other assets, or fix the channel's name"
+    )]
     Channel {
         /// The asset.
         asset: String,

@@ -17,12 +17,7 @@ pub fn commissioned(asset: &AssetId, onnx: &[u8]) -> Result<Installed, LoadError
 ///
 /// # Errors
 /// The bytes are not a model by the contract.
-pub fn load(
-    onnx: &[u8],
-    origin: Origin,
-    assets: Vec<String>,
-    limits: &LoadLimits,
-) -> Result<Installed, LoadError> {
+pub fn load(onnx: &[u8], origin: Origin, assets: Vec<String>, limits: &LoadLimits) -> Result<Installed, LoadError> {
     let model = Model::load(onnx, limits)?;
     let contract = model.contract();
     let name = contract.name.clone();

@@ -134,7 +134,8 @@ impl Learning {
         let known = |index: usize| self.rows.iter().filter(|row| row.get(index).is_some_and(|v| v.is_finite())).count();
         let least = (self.rows.len() as f64 * (1.0 - UNKNOWN_SHARE_MAX)) as usize;
         let kept: Vec<usize> = (0..history.channels().len()).filter(|index| known(*index) >= least).collect();
-        let names = kept.iter().filter_map(|index| history.channels().get(*index)).map(|c| c.name.to_string()).collect();
+        let names =
+            kept.iter().filter_map(|index| history.channels().get(*index)).map(|c| c.name.to_string()).collect();
         let value = |row: &[f32], index: usize| row.get(index).copied().unwrap_or(f32::NAN);
         let samples = self.rows.iter().flat_map(|row| kept.iter().map(|index| value(row, *index))).collect();
         (names, samples)

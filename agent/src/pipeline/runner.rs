@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use millwright_broker::Publisher;
 use millwright_broker::log::{Cursor, FetchLimit, Log, LogMessage, LogReader, Offset, ReadError};
 use millwright_broker::message::{Message, QoS};
-use millwright_broker::Publisher;
 use millwright_broker::topic::TopicName;
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot, watch};

@@ -177,7 +177,8 @@ mod tests {
     fn devices_are_bounded() {
         let mut streams = Streams::default();
         for device in 0..=DEVICES_MAX {
-            let position = StreamPosition { device: device.to_string().into(), boot: Some(1), seq: 7, device_time: true };
+            let position =
+                StreamPosition { device: device.to_string().into(), boot: Some(1), seq: 7, device_time: true };
             assert_eq!(streams.observe(&position, 0), Arrival::Fresh);
         }
         assert_eq!(streams.devices.len(), DEVICES_MAX);

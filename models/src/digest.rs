@@ -15,7 +15,9 @@ pub struct Digest([u8; 32]);
 
 /// The text is not 64 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a SHA-256 is written as 64 hexadecimal digits; {found_bytes} characters were given, or one of them is no digit")]
+#[error(
+    "a SHA-256 is written as 64 hexadecimal digits; {found_bytes} characters were given, or one of them is no digit"
+)]
 pub struct DigestError {
     /// Length of what was given, in bytes.
     pub found_bytes: usize,
@@ -109,8 +111,13 @@ mod tests {
     fn refuses_anything_else() {
         // One digit too few, one too many, a sign, a letter outside the alphabet and a multi-byte character are refused.
         let text = Digest::of(b"abc").to_string();
-        for bad in [&text[1..], &format!("{text}0"), &format!("+{}", &text[1..]), &format!("g{}", &text[1..]), &format!("é{}", &text[2..])]
-        {
+        for bad in [
+            &text[1..],
+            &format!("{text}0"),
+            &format!("+{}", &text[1..]),
+            &format!("g{}", &text[1..]),
+            &format!("é{}", &text[2..]),
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

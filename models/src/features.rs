@@ -184,7 +184,10 @@ impl Extractor {
 
 impl fmt::Debug for Extractor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Extractor").field("features", &self.features).field("samples", &self.samples).finish_non_exhaustive()
+        f.debug_struct("Extractor")
+            .field("features", &self.features)
+            .field("samples", &self.samples)
+            .finish_non_exhaustive()
     }
 }
 
@@ -292,9 +295,19 @@ mod tests {
     #[test]
     fn names_read_back_and_nonsense_is_refused() {
         // Each name parses to what prints it; reversed, negative, infinite or unfinished bands do not parse.
-        for name in
-            ["mean", "std", "rms", "peak", "crest", "kurtosis", "skew", "slope", "centroid", "band:10-100", "band:0.5-2.25"]
-        {
+        for name in [
+            "mean",
+            "std",
+            "rms",
+            "peak",
+            "crest",
+            "kurtosis",
+            "skew",
+            "slope",
+            "centroid",
+            "band:10-100",
+            "band:0.5-2.25",
+        ] {
             assert_eq!(name.parse::<Feature>().unwrap().to_string(), name);
         }
         for bad in ["", "median", "band:", "band:5", "band:10-5", "band:-1-5", "band:0-inf", "band:nan-3", "Mean"] {

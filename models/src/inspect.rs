@@ -56,7 +56,9 @@ fn content(kind: Kind, field: u32) -> Content {
     match (kind, field) {
         (Kind::Model, 7) | (Kind::Attribute, 6 | 11) | (Kind::Training, 1 | 2) => Message(Kind::Graph),
         (Kind::Model, 20) => Message(Kind::Training),
-        (Kind::Model, 8 | 14) | (Kind::Graph, 14) | (Kind::Tensor, 3 | 13) | (Kind::Training, 3 | 4) => Message(Kind::Leaf),
+        (Kind::Model, 8 | 14) | (Kind::Graph, 14) | (Kind::Tensor, 3 | 13) | (Kind::Training, 3 | 4) => {
+            Message(Kind::Leaf)
+        }
         (Kind::Graph, 1) => Message(Kind::Node),
         (Kind::Graph, 5) | (Kind::Attribute, 5 | 10) | (Kind::SparseTensor, 1 | 2) => Message(Kind::Tensor),
         (Kind::Graph, 15) | (Kind::Attribute, 22 | 23) => Message(Kind::SparseTensor),
@@ -79,7 +81,9 @@ pub(crate) fn weigh(onnx: &[u8], limits: &LoadLimits) -> Result<(), LoadError> {
     let mut left = limits.memory_bytes_max;
     weigh_message(onnx, Kind::Model, 0, &mut left).map_err(|fault| match fault {
         Fault::Framing(reason) => LoadError::NotOnnx { reason },
-        Fault::Weight => LoadError::TooMuchMemory { what: "decoding the file".to_owned(), bytes_max: limits.memory_bytes_max },
+        Fault::Weight => {
+            LoadError::TooMuchMemory { what: "decoding the file".to_owned(), bytes_max: limits.memory_bytes_max }
+        }
     })
 }
 
@@ -161,8 +165,13 @@ fn examine_tensor(tensor: &TensorProto, owner: &str, limits: &LoadLimits) -> Res
         return Err(LoadError::ExternalData { tensor: owner.to_owned() });
     }
     let found = if tensor.raw_data.is_empty() {
-        let lists =
-            [tensor.float_data.len(), tensor.int32_data.len(), tensor.int64_data.len(), tensor.double_data.len(), tensor.uint64_data.len()];
+        let lists = [
+            tensor.float_data.len(),
+            tensor.int32_data.len(),
+            tensor.int64_data.len(),
+            tensor.double_data.len(),
+            tensor.uint64_data.len(),
+        ];
         lists.iter().sum::<usize>().saturating_add(tensor.string_data.len()) as u64
     } else {
         let Some(bytes) = element_bytes(tensor.data_type) else {
@@ -194,7 +203,17 @@ fn element_bytes(data_type: i32) -> Option<u64> {
 
 /// Operators that make a tensor as large as a number they are given.
 const GROWING: [&str; 11] = [
-    "ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "Upsample", "OneHot", "RandomNormal", "RandomUniform", "EyeLike",
+    "ConstantOfShape",
+    "Expand",
+    "Tile",
+    "Range",
+    "Pad",
+    "Resize",
+    "Upsample",
+    "OneHot",
+    "RandomNormal",
+    "RandomUniform",
+    "EyeLike",
 ];
 
 /// Constants longer than this are no shapes.

@@ -44,8 +44,9 @@ pub(crate) fn check(graph: &GraphProto, contract: &Contract) -> Result<Interface
         InputKind::Features(features) => ("features", vec![features.len() * channels]),
     };
     check_input(graph, input, &row_shape)?;
-    let score = find_output(graph, SCORE)
-        .ok_or_else(|| output_error(SCORE, "f32[batch]", names(&graph.output).unwrap_or_else(|| "no output".to_owned())))?;
+    let score = find_output(graph, SCORE).ok_or_else(|| {
+        output_error(SCORE, "f32[batch]", names(&graph.output).unwrap_or_else(|| "no output".to_owned()))
+    })?;
     check_output(score, SCORE, &[], "f32[batch]")?;
     let contribution = find_output(graph, CONTRIBUTION);
     if let Some(contribution) = contribution {
@@ -75,14 +76,22 @@ fn check_input(graph: &GraphProto, name: &'static str, row_shape: &[usize]) -> R
     }
     if let Some(dims) = dims(tensor) {
         let rank_fits = dims.len() == row_shape.len() + 1;
-        if !rank_fits || !dims.iter().skip(1).zip(row_shape).all(|(dim, want)| fits(*dim, *want)) || dims.first() == Some(&Some(0)) {
+        if !rank_fits
+            || !dims.iter().skip(1).zip(row_shape).all(|(dim, want)| fits(*dim, *want))
+            || dims.first() == Some(&Some(0))
+        {
             return Err(described());
         }
     }
     Ok(())
 }
 
-fn check_output(output: &ValueInfoProto, name: &'static str, row_shape: &[usize], expected: &str) -> Result<(), LoadError> {
+fn check_output(
+    output: &ValueInfoProto,
+    name: &'static str,
+    row_shape: &[usize],
+    expected: &str,
+) -> Result<(), LoadError> {
     let error = || output_error(name, expected, describe(output));
     let Some(tensor) = tensor_type(output) else { return Err(error()) };
     if !matches!(tensor.elem_type, data_type::FLOAT | data_type::DOUBLE) {
@@ -166,7 +175,11 @@ fn needed_nodes(graph: &GraphProto, outputs: &[&str]) -> Result<Vec<bool>, LoadE
     for (index, node) in graph.node.iter().enumerate() {
         for name in node.input.iter().filter(|name| !name.is_empty()) {
             if !defined.contains(name.as_str()) {
-                return Err(broken(format!("node `{}` reads `{}`, which nothing before it makes", node_label(node), cut(name))));
+                return Err(broken(format!(
+                    "node `{}` reads `{}`, which nothing before it makes",
+                    node_label(node),
+                    cut(name)
+                )));
             }
         }
         for name in node.output.iter().filter(|name| !name.is_empty()) {

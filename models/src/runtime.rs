@@ -54,7 +54,12 @@ pub struct LoadLimits {
 
 impl Default for LoadLimits {
     fn default() -> LoadLimits {
-        LoadLimits { file_bytes_max: 32 << 20, nodes_max: 10_000, tensor_elements_max: 1 << 24, memory_bytes_max: 256 << 20 }
+        LoadLimits {
+            file_bytes_max: 32 << 20,
+            nodes_max: 10_000,
+            tensor_elements_max: 1 << 24,
+            memory_bytes_max: 256 << 20,
+        }
     }
 }
 
@@ -62,7 +67,9 @@ impl Default for LoadLimits {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// Larger than allowed.
-    #[error("the model file has {bytes} bytes, at most {bytes_max} are allowed: export a smaller model or raise the limit")]
+    #[error(
+        "the model file has {bytes} bytes, at most {bytes_max} are allowed: export a smaller model or raise the limit"
+    )]
     FileTooLarge {
         /// Its size.
         bytes: usize,
@@ -84,7 +91,9 @@ pub enum LoadError {
         bytes_max: u64,
     },
     /// Too many operations.
-    #[error("the model has at least {nodes} nodes, at most {nodes_max} are allowed: export a smaller model or raise the limit")]
+    #[error(
+        "the model has at least {nodes} nodes, at most {nodes_max} are allowed: export a smaller model or raise the limit"
+    )]
     TooManyNodes {
         /// How many were found.
         nodes: usize,
@@ -92,7 +101,9 @@ pub enum LoadError {
         nodes_max: usize,
     },
     /// A tensor is too large.
-    #[error("`{tensor}` asks for a tensor of {shape}, at most {elements_max} elements are allowed: export a smaller model")]
+    #[error(
+        "`{tensor}` asks for a tensor of {shape}, at most {elements_max} elements are allowed: export a smaller model"
+    )]
     TensorTooLarge {
         /// The constant or node.
         tensor: String,
@@ -111,7 +122,9 @@ pub enum LoadError {
     #[error(transparent)]
     Contract(#[from] ContractError),
     /// The graph's input isn't what the contract says.
-    #[error("by its contract the model takes {expected}, but its graph takes {found}: export it with this name and shape, or correct the contract")]
+    #[error(
+        "by its contract the model takes {expected}, but its graph takes {found}: export it with this name and shape, or correct the contract"
+    )]
     Input {
         /// By the contract.
         expected: String,
@@ -119,7 +132,9 @@ pub enum LoadError {
         found: String,
     },
     /// The graph's outputs aren't what the contract says.
-    #[error("by its contract the model gives {expected}, but its graph gives {found}: export it with this name and shape, or correct the contract")]
+    #[error(
+        "by its contract the model gives {expected}, but its graph gives {found}: export it with this name and shape, or correct the contract"
+    )]
     Output {
         /// By the contract.
         expected: String,
@@ -145,7 +160,9 @@ pub enum LoadError {
         reason: String,
     },
     /// The engine broke.
-    #[error("the inference engine broke while {during}: {reason}. The model file triggers a fault in it; export it differently")]
+    #[error(
+        "the inference engine broke while {during}: {reason}. The model file triggers a fault in it; export it differently"
+    )]
     Panicked {
         /// Doing what.
         during: &'static str,
@@ -159,7 +176,9 @@ pub enum LoadError {
         found: f32,
     },
     /// A golden vector isn't reproduced.
-    #[error("golden vector {index}: {what} is {found}, and the contract says {expected}: the file is damaged or the graph does not run here as it did where it was trained")]
+    #[error(
+        "golden vector {index}: {what} is {found}, and the contract says {expected}: the file is damaged or the graph does not run here as it did where it was trained"
+    )]
     Golden {
         /// Which one, from 0.
         index: usize,
@@ -266,7 +285,9 @@ struct Spec {
 impl fmt::Debug for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Model");
-        out.field("name", &self.spec.contract.name).field("version", &self.spec.contract.version).field("sha256", &self.spec.digest);
+        out.field("name", &self.spec.contract.name)
+            .field("version", &self.spec.contract.version)
+            .field("sha256", &self.spec.digest);
         out.field("any_batch", &self.any_batch()).field("explanation", &self.spec.explanation).finish_non_exhaustive()
     }
 }
@@ -378,13 +399,24 @@ impl Model {
         }
     }
 
-    fn run_engine(&self, plan: &Arc<TypedRunnableModel>, input: &[f32], rows: usize, out: &mut Scores) -> Result<(), RunError> {
+    fn run_engine(
+        &self,
+        plan: &Arc<TypedRunnableModel>,
+        input: &[f32],
+        rows: usize,
+        out: &mut Scores,
+    ) -> Result<(), RunError> {
         let run = || -> TractResult<()> {
             let shape: Vec<usize> = std::iter::once(rows).chain(self.spec.row_shape.iter().copied()).collect();
             let outputs = plan.run(tvec!(Tensor::from_shape(&shape, input)?.into_tvalue()))?;
             append(outputs.first(), rows, "score", &mut out.score)?;
             if self.spec.explanation == Explanation::Graph {
-                append(outputs.get(1), rows * self.spec.contract.channels.len(), "contribution", &mut out.contribution)?;
+                append(
+                    outputs.get(1),
+                    rows * self.spec.contract.channels.len(),
+                    "contribution",
+                    &mut out.contribution,
+                )?;
             }
             Ok(())
         };
@@ -548,10 +580,8 @@ fn build(
     limits: &LoadLimits,
 ) -> Result<(Arc<TypedRunnableModel>, usize), LoadError> {
     let engine = |e: TractError| LoadError::Engine { reason: words(&e) };
-    let onnx = tract_onnx::onnx()
-        .with_ignore_value_info(true)
-        .with_ignore_output_shapes(true)
-        .with_ignore_output_types(true);
+    let onnx =
+        tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true).with_ignore_output_types(true);
     let mut model: InferenceModel = onnx.model_for_proto_model(proto).map_err(engine)?;
     let symbol = model.symbols.sym("batch");
     let batch: TDim = if any_batch { symbol.clone().into() } else { 1.into() };
@@ -581,7 +611,8 @@ fn intermediate_bytes(model: &TypedModel, symbol: &Symbol, limits: &LoadLimits) 
             total = match bytes {
                 Some(total) if total <= limits.memory_bytes_max => total,
                 _ => {
-                    let what = format!("running the model (at node `{}`)", node.name.chars().take(60).collect::<String>());
+                    let what =
+                        format!("running the model (at node `{}`)", node.name.chars().take(60).collect::<String>());
                     return Err(LoadError::TooMuchMemory { what, bytes_max: limits.memory_bytes_max });
                 }
             };
@@ -594,11 +625,9 @@ fn intermediate_bytes(model: &TypedModel, symbol: &Symbol, limits: &LoadLimits) 
 /// shape. Declared symbols would be parsed as expressions, without a bound on their depth.
 fn decode(bytes: &[u8], interface: &Interface) -> Result<pb::ModelProto, LoadError> {
     let broken = |reason: &str| LoadError::NotOnnx { reason: reason.to_owned() };
-    let mut proto: pb::ModelProto = tract_onnx::tract_hir::internal::Framework::proto_model_for_read(
-        &tract_onnx::onnx(),
-        &mut &bytes[..],
-    )
-    .map_err(|e| broken(&words(&e)))?;
+    let mut proto: pb::ModelProto =
+        tract_onnx::tract_hir::internal::Framework::proto_model_for_read(&tract_onnx::onnx(), &mut &bytes[..])
+            .map_err(|e| broken(&words(&e)))?;
     let graph = proto.graph.as_mut().ok_or_else(|| broken("it holds no graph"))?;
     let mut needed = interface.needed.iter().copied();
     graph.node.retain(|_| needed.next().unwrap_or(false));
@@ -631,7 +660,8 @@ fn strip_shapes(graph: &mut pb::GraphProto) {
 /// Names the first operator that the engine lacks, before it is asked.
 fn check_operators(graph: &GraphProto, interface: &Interface) -> Result<(), LoadError> {
     let known = tract_onnx::onnx().op_register;
-    let mut open: Vec<_> = graph.node.iter().zip(&interface.needed).filter(|(_, needed)| **needed).map(|(n, _)| n).collect();
+    let mut open: Vec<_> =
+        graph.node.iter().zip(&interface.needed).filter(|(_, needed)| **needed).map(|(n, _)| n).collect();
     open.reverse();
     while let Some(node) = open.pop() {
         if !known.0.contains_key(&node.op_type) {
@@ -648,7 +678,9 @@ fn remedy(operator: &str) -> &'static str {
     match operator {
         "ZipMap" => "export with `zipmap=False` (skl2onnx), so that probabilities are a plain tensor",
         "Scaler" => "replace the scaler by Sub and Mul; the result is the same",
-        "TreeEnsembleRegressor" | "LabelEncoder" => "rewrite the trees as Gather, LessOrEqual and MatMul (a GEMM graph)",
+        "TreeEnsembleRegressor" | "LabelEncoder" => {
+            "rewrite the trees as Gather, LessOrEqual and MatMul (a GEMM graph)"
+        }
         "SVMRegressor" | "SVMClassifier" => "rewrite the kernel as MatMul, Exp and ReduceSum",
         "Loop" => "export an unrolled layer, or train the GRU or LSTM in PyTorch",
         _ => "rewrite it with standard ONNX operators and export again",

@@ -118,7 +118,8 @@ mod tests {
     #[test]
     fn splits_fields_and_stops_at_the_first_break() {
         // A varint, a fixed64, bytes and a fixed32 are told apart; a length past the end is an error and the end.
-        let message = [0x08, 0x96, 0x01, 0x11, 1, 2, 3, 4, 5, 6, 7, 8, 0x1a, 2, b'o', b'k', 0x25, 1, 2, 3, 4, 0x2a, 9, 0];
+        let message =
+            [0x08, 0x96, 0x01, 0x11, 1, 2, 3, 4, 5, 6, 7, 8, 0x1a, 2, b'o', b'k', 0x25, 1, 2, 3, 4, 0x2a, 9, 0];
         let all: Vec<_> = fields(&message).collect();
         assert_eq!(all.len(), 5);
         assert_eq!(all[2].unwrap().payload, Some(b"ok".as_slice()));

@@ -24,7 +24,6 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Deref;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -49,6 +48,10 @@ pub const NAME_BYTES_MAX: usize = 64;
 pub const LABEL_BYTES_MAX: usize = 128;
 /// Longest value of one metadata key; parsed JSON takes up to about 30 times its text, so at most 32 MiB.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
+
+mod metadata;
+
+use metadata::{GoldenJson, Metadata};
 
 const PREFIX: &str = "millwright.";
 const KEY_CONTRACT: &str = "millwright.contract";
@@ -382,150 +385,6 @@ fn check_label(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The `millwright.*` entries of a file.
-struct Metadata<'a> {
-    entries: &'a [(String, String)],
-}
-
-impl<'a> Metadata<'a> {
-    fn new(entries: &'a [(String, String)]) -> Result<Metadata<'a>, ContractError> {
-        let mut seen = HashSet::new();
-        for (key, value) in entries.iter().filter(|(key, _)| key.starts_with(PREFIX)) {
-            if !seen.insert(key.as_str()) {
-                return Err(ContractError::Duplicate { key: shorten(key) });
-            }
-            if value.len() > VALUE_BYTES_MAX {
-                let found = format!("{} bytes", value.len());
-                let expected = format!("at most {VALUE_BYTES_MAX} bytes long, like every metadata value");
-                return Err(ContractError::Invalid { key: known_key(key), found, expected });
-            }
-        }
-        if seen.is_empty() { Err(ContractError::Absent) } else { Ok(Metadata { entries }) }
-    }
-
-    fn text(&self, key: &str) -> Option<&'a str> {
-        self.entries.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
-    }
-
-    fn invalid(&self, key: &'static str, expected: impl fmt::Display) -> ContractError {
-        ContractError::Invalid {
-            key,
-            found: shorten(self.text(key).unwrap_or_default()),
-            expected: expected.to_string(),
-        }
-    }
-
-    fn required_text(&self, key: &'static str, expected: &'static str) -> Result<&'a str, ContractError> {
-        self.text(key).ok_or(ContractError::Missing { key, expected })
-    }
-
-    fn required<T: FromStr>(&self, key: &'static str, expected: &'static str) -> Result<T, ContractError> {
-        self.required_text(key, expected)?.trim().parse().map_err(|_| self.invalid(key, expected))
-    }
-
-    fn channels(&self) -> Result<Vec<Channel>, ContractError> {
-        let expected = "a JSON list of channels, each with a `name`";
-        let text = self.required_text(KEY_CHANNELS, expected)?;
-        let channels: Vec<Channel> =
-            serde_json::from_str(text).map_err(|e| self.invalid(KEY_CHANNELS, format_args!("{expected} ({e})")))?;
-        check_channel_names(channels.iter().map(|c| c.name.as_str()))
-            .map_err(|rule| self.invalid(KEY_CHANNELS, rule))?;
-        for channel in &channels {
-            if let Some(unit) = &channel.unit
-                && (unit.len() > LABEL_BYTES_MAX || unit.chars().any(char::is_control))
-            {
-                return Err(self.invalid(
-                    KEY_CHANNELS,
-                    format_args!("channels whose units are at most {LABEL_BYTES_MAX} bytes of text"),
-                ));
-            }
-            if channel.normal.is_some_and(|normal| !normal.is_finite()) {
-                return Err(
-                    self.invalid(KEY_CHANNELS, format_args!("channels with finite normals, unlike `{}`", channel.name))
-                );
-            }
-        }
-        Ok(channels)
-    }
-
-    fn samples(&self, channels: usize) -> Result<usize, ContractError> {
-        let samples = self.required::<usize>(KEY_SAMPLES, "samples per window")?;
-        let most = SAMPLES_MAX.min(WINDOW_VALUES_MAX / channels.max(1));
-        if samples == 0 || samples > most {
-            return Err(self.invalid(KEY_SAMPLES, format_args!("1 to {most} with {channels} channels")));
-        }
-        Ok(samples)
-    }
-
-    fn interval_ms(&self) -> Result<Option<f64>, ContractError> {
-        if self.text(KEY_INTERVAL_MS).is_none() {
-            return Ok(None);
-        }
-        let interval_ms = self.required::<f64>(KEY_INTERVAL_MS, "milliseconds between samples")?;
-        // One nanosecond to about eleven days.
-        if !(1e-6..=1e9).contains(&interval_ms) {
-            return Err(self.invalid(KEY_INTERVAL_MS, "between 0.000001 and 1000000000 milliseconds"));
-        }
-        Ok(Some(interval_ms))
-    }
-
-    fn input(&self, interval_ms: Option<f64>) -> Result<InputKind, ContractError> {
-        match self.text(KEY_INPUT) {
-            None | Some("window") => return Ok(InputKind::Window),
-            Some("features") => {}
-            Some(_) => return Err(self.invalid(KEY_INPUT, "`window` or `features`")),
-        }
-        let expected = "a JSON list of feature names";
-        let text = self.required_text(KEY_FEATURES, expected)?;
-        let names: Vec<String> =
-            serde_json::from_str(text).map_err(|e| self.invalid(KEY_FEATURES, format_args!("{expected} ({e})")))?;
-        if names.is_empty() || names.len() > FEATURES_MAX {
-            return Err(self.invalid(KEY_FEATURES, format_args!("1 to {FEATURES_MAX} features")));
-        }
-        let features: Vec<Feature> = names
-            .iter()
-            .map(|name| name.parse().map_err(|e| self.invalid(KEY_FEATURES, e)))
-            .collect::<Result<_, ContractError>>()?;
-        if interval_ms.is_none() && features.iter().any(Feature::is_spectral) {
-            return Err(ContractError::Missing {
-                key: KEY_INTERVAL_MS,
-                expected: "frequencies need the sampling interval",
-            });
-        }
-        Ok(InputKind::Features(features))
-    }
-
-    fn golden(&self, samples: usize, channels: usize) -> Result<Vec<Golden>, ContractError> {
-        let Some(text) = self.text(KEY_GOLDEN) else { return Ok(Vec::new()) };
-        let parsed: Vec<GoldenJson> = serde_json::from_str(text)
-            .map_err(|e| self.invalid(KEY_GOLDEN, format_args!("a JSON list of golden vectors ({e})")))?;
-        if parsed.len() > GOLDEN_MAX {
-            return Err(self.invalid(KEY_GOLDEN, format_args!("at most {GOLDEN_MAX} vectors")));
-        }
-        let check = |vector: GoldenJson| {
-            let window = match (vector.row, vector.window) {
-                (Some(row), None) if row.len() == channels => GoldenWindow::Row(row),
-                (None, Some(window)) if window.len() == samples * channels => GoldenWindow::Window(window),
-                _ => return None,
-            };
-            let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
-            let inputs = match &window {
-                GoldenWindow::Row(values) | GoldenWindow::Window(values) => values,
-            };
-            let contribution_fits =
-                vector.contribution.as_ref().is_none_or(|values| values.len() == channels && finite(values));
-            (finite(inputs) && vector.score.is_finite() && contribution_fits).then_some(Golden {
-                window,
-                score: vector.score,
-                contribution: vector.contribution,
-            })
-        };
-        let rule = "vectors with either a `row` of one value per channel or a full `window`, a `score`, and if known one `contribution` per \
-                    channel, all finite";
-        parsed.into_iter().map(|vector| check(vector).ok_or_else(|| self.invalid(KEY_GOLDEN, rule))).collect()
-    }
-}
-
 impl Golden {
     /// The window, row-major `[samples][channels]`.
     pub fn values(&self, samples: usize) -> Vec<f32> {
@@ -533,28 +392,6 @@ impl Golden {
             GoldenWindow::Row(row) => row.repeat(samples),
             GoldenWindow::Window(window) => window.clone(),
         }
-    }
-}
-
-/// A golden vector as it is written.
-#[derive(Serialize, Deserialize)]
-struct GoldenJson {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    row: Option<Vec<f32>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    window: Option<Vec<f32>>,
-    score: f32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    contribution: Option<Vec<f32>>,
-}
-
-impl From<&Golden> for GoldenJson {
-    fn from(golden: &Golden) -> GoldenJson {
-        let (row, window) = match &golden.window {
-            GoldenWindow::Row(row) => (Some(row.clone()), None),
-            GoldenWindow::Window(window) => (None, Some(window.clone())),
-        };
-        GoldenJson { row, window, score: golden.score, contribution: golden.contribution.clone() }
     }
 }
 
@@ -567,25 +404,6 @@ fn as_strings<S: Serializer>(features: &[Feature], serializer: S) -> Result<S::O
     serializer.collect_seq(features.iter().map(Feature::to_string))
 }
 
-fn known_key(key: &str) -> &'static str {
-    let keys = [
-        KEY_CONTRACT,
-        KEY_NAME,
-        KEY_VERSION,
-        KEY_CHANNELS,
-        KEY_SAMPLES,
-        KEY_INTERVAL_MS,
-        KEY_INPUT,
-        KEY_FEATURES,
-        KEY_OUTPUT,
-        KEY_CREATED,
-        KEY_TRAINED_FROM,
-        KEY_ROWS,
-        KEY_GOLDEN,
-    ];
-    keys.into_iter().find(|known| *known == key).unwrap_or("millwright.*")
-}
-
 /// At most 60 characters, so that an error message stays readable whatever a file holds.
 fn shorten(text: &str) -> String {
     let mut short: String = text.chars().take(60).map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -596,166 +414,4 @@ fn shorten(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn good() -> Vec<(String, String)> {
-        let pairs = [
-            (KEY_CONTRACT, "1"),
-            (KEY_NAME, "pump-a"),
-            (KEY_VERSION, "7"),
-            (KEY_CHANNELS, r#"[{"name": "flow", "unit": "l/min", "normal": 32.5}, {"name": "pressure"}]"#),
-            (KEY_SAMPLES, "20"),
-        ];
-        pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
-    }
-
-    fn with(key: &str, value: &str) -> Vec<(String, String)> {
-        let mut entries = good();
-        entries.retain(|(k, _)| k != key);
-        entries.push((key.to_owned(), value.to_owned()));
-        entries
-    }
-
-    /// The key that an error about `key` = `value` names.
-    fn refused(key: &str, value: &str) -> String {
-        match Contract::from_metadata(&with(key, value)) {
-            Err(ContractError::Invalid { key, .. } | ContractError::Missing { key, .. }) => key.to_owned(),
-            other => panic!("{key} = {value}: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_least_is_enough_and_reads_back() {
-        // The five required keys make a contract with the defaults, and what it writes reads back as itself.
-        let contract = Contract::from_metadata(&good()).unwrap();
-        assert_eq!((contract.version, contract.samples, contract.window_len()), (7, 20, 40));
-        assert_eq!(contract.input, InputKind::Window);
-        assert_eq!(contract.channels[0].normal, Some(32.5));
-        assert_eq!(contract.channel_index("pressure"), Some(1));
-        assert_eq!(Contract::from_metadata(&contract.to_metadata()).unwrap(), contract);
-    }
-
-    #[test]
-    fn every_key_reads_back() {
-        // Features, interval, provenance and golden vectors survive being written.
-        let mut entries = good();
-        for (key, value) in [
-            (KEY_INPUT, "features"),
-            (KEY_FEATURES, r#"["mean", "band:10-50"]"#),
-            (KEY_INTERVAL_MS, "0.125"),
-            (KEY_CREATED, "2025-01-31"),
-            (KEY_TRAINED_FROM, "line 3"),
-            (KEY_ROWS, "400"),
-            (KEY_GOLDEN, r#"[{"row": [1, 2], "score": 0.5, "contribution": [0.2, 0.05]}]"#),
-        ] {
-            entries.push((key.to_owned(), value.to_owned()));
-        }
-        let contract = Contract::from_metadata(&entries).unwrap();
-        assert_eq!(contract.interval_ms, Some(0.125));
-        assert_eq!(contract.golden[0].values(2), [1.0, 2.0, 1.0, 2.0]);
-        assert_eq!(Contract::from_metadata(&contract.to_metadata()).unwrap(), contract);
-    }
-
-    #[test]
-    fn a_foreign_model_is_told_what_it_needs() {
-        // Metadata of others only: the error names the keys to add.
-        let error = Contract::from_metadata(&[("author".to_owned(), "x".to_owned())]).unwrap_err();
-        assert_eq!(error, ContractError::Absent);
-        assert!(error.to_string().contains("millwright.channels"));
-    }
-
-    #[test]
-    fn each_required_key_is_missed_by_name() {
-        // Leaving out any of the five names it.
-        for (key, _) in good() {
-            let entries: Vec<_> = good().into_iter().filter(|(k, _)| *k != key).collect();
-            let error = Contract::from_metadata(&entries).unwrap_err();
-            assert!(matches!(&error, ContractError::Missing { key: missing, .. } if *missing == key), "{error}");
-        }
-    }
-
-    #[test]
-    fn wrong_values_are_refused_by_key() {
-        // Each bad value is refused, and the error names its key and what was found.
-        for (key, value) in [
-            (KEY_CONTRACT, "0"),
-            (KEY_CONTRACT, "one"),
-            (KEY_NAME, ""),
-            (KEY_NAME, "../etc"),
-            (KEY_NAME, "a/b"),
-            (KEY_VERSION, "0"),
-            (KEY_VERSION, "-1"),
-            (KEY_CHANNELS, "[]"),
-            (KEY_CHANNELS, "flow"),
-            (KEY_CHANNELS, r#"[{"name": "a"}, {"name": "a"}]"#),
-            (KEY_CHANNELS, r#"[{"name": " "}]"#),
-            (KEY_CHANNELS, r#"[{"name": "a", "normal": 1e39}]"#),
-            (KEY_SAMPLES, "0"),
-            (KEY_SAMPLES, "65537"),
-            (KEY_SAMPLES, "1e3"),
-            (KEY_INTERVAL_MS, "0"),
-            (KEY_INTERVAL_MS, "NaN"),
-            (KEY_INPUT, "image"),
-            (KEY_OUTPUT, "probability"),
-            (KEY_ROWS, "many"),
-            (KEY_GOLDEN, r#"[{"row": [1], "score": 0.5}]"#),
-            (KEY_GOLDEN, r#"[{"score": 0.5}]"#),
-            (KEY_GOLDEN, r#"[{"row": [1, 2], "window": [], "score": 0.5}]"#),
-        ] {
-            assert_eq!(refused(key, value), key);
-        }
-        let error = Contract::from_metadata(&with(KEY_SAMPLES, "65537")).unwrap_err().to_string();
-        assert!(error.contains("`65537`") && error.contains("1 to 65536"), "{error}");
-        assert_eq!(Contract::from_metadata(&with(KEY_CONTRACT, "2")), Err(ContractError::TooNew { found: 2 }));
-        assert!(Contract::from_metadata(&with(KEY_SAMPLES, "65536")).is_ok());
-    }
-
-    #[test]
-    fn spectral_features_need_an_interval() {
-        // A band in hertz without a sampling interval has no meaning.
-        let mut entries = with(KEY_INPUT, "features");
-        entries.push((KEY_FEATURES.to_owned(), r#"["centroid"]"#.to_owned()));
-        let error = Contract::from_metadata(&entries).unwrap_err();
-        assert!(matches!(error, ContractError::Missing { key: KEY_INTERVAL_MS, .. }));
-    }
-
-    #[test]
-    fn a_key_twice_is_refused() {
-        // Which of two values holds would be a guess.
-        let mut entries = good();
-        entries.push((KEY_NAME.to_owned(), "pump-b".to_owned()));
-        assert_eq!(Contract::from_metadata(&entries), Err(ContractError::Duplicate { key: KEY_NAME.to_owned() }));
-    }
-
-    proptest! {
-        #[test]
-        fn parsing_never_panics(values in proptest::collection::vec(".{0,40}", 5), key in 0_usize..13) {
-            // Whatever text a key holds, the answer is a contract or an error.
-            let keys = [KEY_CONTRACT, KEY_NAME, KEY_VERSION, KEY_CHANNELS, KEY_SAMPLES, KEY_INTERVAL_MS, KEY_INPUT, KEY_FEATURES,
-                KEY_OUTPUT, KEY_CREATED, KEY_TRAINED_FROM, KEY_ROWS, KEY_GOLDEN];
-            for value in values {
-                let _ = Contract::from_metadata(&with(keys[key], &value));
-            }
-        }
-
-        #[test]
-        fn channel_json_never_panics(name in ".{0,10}", normal in any::<f64>(), extra in "[\\[\\]{}\",:0-9a-z]{0,30}") {
-            // JSON around the right shape either parses to finite normals or is an error.
-            let text = format!(r#"[{{"name": {}, "normal": {normal}}}{extra}]"#, serde_json::Value::from(name));
-            if let Ok(contract) = Contract::from_metadata(&with(KEY_CHANNELS, &text)) {
-                prop_assert!(contract.channels.iter().all(|c| c.normal.is_none_or(f32::is_finite)));
-            }
-        }
-
-        #[test]
-        fn names_are_safe_to_use(name in "\\PC{0,80}") {
-            // What passes as a name is one topic level and one plain file name.
-            if let Ok(name) = ModelName::parse(&name) {
-                prop_assert!(!name.contains(['/', '\\', '+', '#', '\0']) && !name.starts_with('.') && name.len() <= NAME_BYTES_MAX);
-            }
-        }
-    }
-}
+mod tests;

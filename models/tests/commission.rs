@@ -1,5 +1,8 @@
 //! Commissioning on made-up machines, including the ones that sit still.
 
+// The functions that tests share are tests as well.
+#![allow(clippy::unwrap_used)]
+
 use millwright_models::detector::Floor;
 use millwright_models::{CommissionError, Commissioned, Episode, LoadLimits, Model, Params, State, commission};
 
@@ -17,8 +20,8 @@ fn names(n: usize) -> Vec<String> {
     (0..n).map(|i| format!("c{i}")).collect()
 }
 
-fn rows(n: usize, mut row: impl FnMut(usize) -> Vec<f32>) -> Vec<f32> {
-    (0..n).flat_map(|i| row(i)).collect()
+fn rows(n: usize, row: impl FnMut(usize) -> Vec<f32>) -> Vec<f32> {
+    (0..n).flat_map(row).collect()
 }
 
 fn learn(channels: usize, rows: &[f32]) -> Commissioned {

@@ -1,5 +1,8 @@
 //! Files made to hurt: each is an error with a reason, never a panic, never an allocation that the file does not justify.
 
+// The functions that tests share are tests as well.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};

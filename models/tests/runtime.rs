@@ -1,5 +1,8 @@
 //! Loading and scoring models that keep to the contract in every form it allows.
 
+// The functions that tests share are tests as well.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use millwright_models::{Explanation, LoadError, LoadLimits, Model, RunError};

@@ -3,6 +3,9 @@
 //! The Skoltech Anomaly Benchmark is not part of this project; without its files the tests say so and pass. They look for
 //! `skab/` in the folder named by `MILLWRIGHT_DATA`, else in `../shared/data` beside the project. Labels are only counted with.
 
+// The functions that tests share are tests as well.
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use millwright_models::{Episode, LoadLimits, Model, Params, State, commission};

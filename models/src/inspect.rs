@@ -242,8 +242,10 @@ fn examine_shape_operands(graph: &GraphProto, limits: &LoadLimits) -> Result<(),
         if let ("Range", [[start], [end], [step]]) = (node.op_type.as_str(), operands.as_slice()) {
             asked.push((end - start) / step);
         }
-        // Written so that a NaN is refused as well.
-        if let Some(elements) = asked.into_iter().find(|&elements| !(elements <= limits.tensor_elements_max as f64)) {
+        // A NaN asks for nothing that can be bounded.
+        if let Some(elements) =
+            asked.into_iter().find(|&elements| elements.is_nan() || elements > limits.tensor_elements_max as f64)
+        {
             return Err(LoadError::TensorTooLarge {
                 tensor: node_label(node),
                 shape: format!("{elements:.0} elements"),

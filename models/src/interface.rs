@@ -23,6 +23,8 @@ pub(crate) struct Interface {
     pub(crate) input: &'static str,
     /// Input shape behind the batch.
     pub(crate) row_shape: Vec<usize>,
+    /// Channels of the contract.
+    pub(crate) channels: usize,
     /// Whether it explains its scores.
     pub(crate) contributes: bool,
     /// Which nodes, in the file's order, the outputs need.
@@ -54,7 +56,7 @@ pub(crate) fn check(graph: &GraphProto, contract: &Contract) -> Result<Interface
     }
     let contributes = contribution.is_some();
     let needed = needed_nodes(graph, if contributes { &[SCORE, CONTRIBUTION] } else { &[SCORE] })?;
-    Ok(Interface { input, row_shape, contributes, needed })
+    Ok(Interface { input, row_shape, channels, contributes, needed })
 }
 
 fn check_input(graph: &GraphProto, name: &'static str, row_shape: &[usize]) -> Result<(), LoadError> {

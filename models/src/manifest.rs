@@ -114,18 +114,8 @@ impl Manifest {
             let expected = format!("{count} digests for this size and chunk_size, and at most {CHUNKS_MAX}");
             return Err(ManifestError::Range { field: "chunks", found: read.chunks.len() as u64, expected });
         }
-        let ManifestJson { name, version, sha256, chunks, created, mut assets, .. } = read;
-        if assets.is_empty() {
-            assets.push(name.to_string());
-        }
-        if let Some(long) = assets.iter().find(|pattern| pattern.len() > ASSET_PATTERN_BYTES_MAX) {
-            let expected = format!("patterns of at most {ASSET_PATTERN_BYTES_MAX} bytes");
-            return Err(ManifestError::Range { field: "assets", found: long.len() as u64, expected });
-        }
-        if assets.len() > ASSET_PATTERNS_MAX {
-            let expected = format!("at most {ASSET_PATTERNS_MAX} patterns");
-            return Err(ManifestError::Range { field: "assets", found: assets.len() as u64, expected });
-        }
+        let ManifestJson { name, version, sha256, chunks, created, assets, .. } = read;
+        let assets = check_assets(assets, &name)?;
         Ok(Manifest { name, version, sha256, size, chunk_size, chunks, created, assets })
     }
 
@@ -141,16 +131,8 @@ impl Manifest {
         created: Option<String>,
     ) -> Result<Manifest, ManifestError> {
         let chunks: Vec<Digest> = model.chunks(chunk_size.max(1)).map(Digest::of).collect();
-        let manifest = Manifest {
-            name,
-            version,
-            sha256: Digest::of(model),
-            size: model.len(),
-            chunk_size,
-            chunks,
-            created,
-            assets: Vec::new(),
-        };
+        let manifest =
+            Manifest { name, version, sha256: Digest::of(model), size: model.len(), chunk_size, chunks, created, assets: Vec::new() };
         Manifest::parse(&manifest.to_json())
     }
 
@@ -228,6 +210,21 @@ impl Manifest {
     /// Bytes of chunk `n`.
     fn chunk_len(&self, n: usize) -> usize {
         self.size.saturating_sub(n.saturating_mul(self.chunk_size)).min(self.chunk_size)
+    }
+}
+
+/// Without a pattern a model is for the asset that is called like it.
+fn check_assets(mut assets: Vec<String>, name: &ModelName) -> Result<Vec<String>, ManifestError> {
+    let range = |found: usize, expected| ManifestError::Range { field: "assets", found: found as u64, expected };
+    if assets.is_empty() {
+        assets.push(name.to_string());
+    }
+    if assets.len() > ASSET_PATTERNS_MAX {
+        return Err(range(assets.len(), format!("at most {ASSET_PATTERNS_MAX} patterns")));
+    }
+    match assets.iter().find(|pattern| pattern.len() > ASSET_PATTERN_BYTES_MAX) {
+        Some(long) => Err(range(long.len(), format!("patterns of at most {ASSET_PATTERN_BYTES_MAX} bytes"))),
+        None => Ok(assets),
     }
 }
 
@@ -347,5 +344,160 @@ impl Assembler {
         let file: Vec<u8> = self.chunks.iter().flatten().flat_map(|chunk| chunk.iter().copied()).collect();
         let (found, expected) = (Digest::of(&file), self.manifest.sha256);
         if found == expected { Ok(file) } else { Err(AssembleError::Digest { found, expected }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn model_bytes(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i * 31 % 251) as u8).collect()
+    }
+
+    fn manifest(model: &[u8], chunk_size: usize) -> Manifest {
+        Manifest::describe(ModelName::parse("pump-a").unwrap(), 3, model, chunk_size, None).unwrap()
+    }
+
+    /// The JSON of a good manifest with one field replaced.
+    fn with(field: &str, value: serde_json::Value) -> Vec<u8> {
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&manifest(&model_bytes(1_000), 300).to_json()).unwrap();
+        json[field] = value;
+        json.to_string().into_bytes()
+    }
+
+    #[test]
+    fn chunks_in_any_order_make_the_file_again() {
+        // A file split by its manifest is whole again after its chunks came last first, one of them twice.
+        let model = model_bytes(1_000);
+        let manifest = manifest(&model, 300);
+        let chunks: Vec<&[u8]> = manifest.split(&model).collect();
+        assert_eq!(chunks.iter().map(|c| c.len()).collect::<Vec<_>>(), [300, 300, 300, 100]);
+        let mut assembler = Assembler::new(Manifest::parse(&manifest.to_json()).unwrap());
+        for n in [3, 1, 1, 0] {
+            assert_eq!(assembler.accept(n, chunks[n]), Ok(false));
+        }
+        assert_eq!(assembler.missing().collect::<Vec<_>>(), [2]);
+        assert_eq!(assembler.finish(), Err(AssembleError::Incomplete { missing: 1, count: 4 }));
+        assert_eq!(assembler.accept(2, chunks[2]), Ok(true));
+        assert_eq!(assembler.finish().unwrap(), model);
+    }
+
+    #[test]
+    fn a_wrong_chunk_is_refused_and_changes_nothing() {
+        // One byte flipped, one byte short, the neighbour's content, a number past the end: each is refused by its own error.
+        let model = model_bytes(1_000);
+        let manifest = manifest(&model, 300);
+        let mut assembler = Assembler::new(manifest.clone());
+        let mut flipped = model[..300].to_vec();
+        flipped[7] ^= 1;
+        assert_eq!(assembler.accept(0, &flipped), Err(ChunkError::Digest { n: 0 }));
+        assert_eq!(assembler.accept(0, &model[300..600]), Err(ChunkError::Digest { n: 0 }));
+        assert_eq!(assembler.accept(0, &model[..299]), Err(ChunkError::Length { n: 0, found: 299, expected: 300 }));
+        assert_eq!(assembler.accept(4, &[]), Err(ChunkError::Number { n: 4, count: 4 }));
+        assert_eq!(assembler.accept(usize::MAX, &[]), Err(ChunkError::Number { n: usize::MAX, count: 4 }));
+        assert_eq!(assembler.missing().count(), 4);
+    }
+
+    #[test]
+    fn a_manifest_that_contradicts_itself_is_found_out() {
+        // Right chunks under a wrong total digest do not become a file.
+        let model = model_bytes(1_000);
+        let json = with("sha256", Digest::of(b"another").to_string().into());
+        let mut assembler = Assembler::new(Manifest::parse(&json).unwrap());
+        for (n, chunk) in manifest(&model, 300).split(&model).enumerate() {
+            assembler.accept(n, chunk).unwrap();
+        }
+        let found = Digest::of(&model);
+        assert_eq!(assembler.finish(), Err(AssembleError::Digest { found, expected: Digest::of(b"another") }));
+    }
+
+    #[test]
+    fn limits_are_checked_at_both_ends() {
+        // Zero and one past the limit are refused, with the field named; the limits themselves pass.
+        for (field, value) in [
+            ("size", 0_u64),
+            ("size", MODEL_BYTES_MAX as u64 + 1),
+            ("size", u64::MAX),
+            ("chunk_size", 0),
+            ("chunk_size", CHUNK_BYTES_MAX as u64 + 1),
+            ("version", 0),
+        ] {
+            let error = Manifest::parse(&with(field, value.into())).unwrap_err();
+            assert!(
+                matches!(&error, ManifestError::Range { field: f, found, .. } if *f == field && *found == value),
+                "{error}"
+            );
+        }
+        assert!(matches!(
+            Manifest::parse(&with("chunks", serde_json::json!([]))),
+            Err(ManifestError::Range { field: "chunks", .. })
+        ));
+        assert!(matches!(Manifest::parse(&with("name", "a/b".into())), Err(ManifestError::Json { .. })));
+        assert!(matches!(Manifest::parse(&vec![b' '; MANIFEST_BYTES_MAX + 1]), Err(ManifestError::TooLarge { .. })));
+        // The largest model in the largest chunks still has a manifest that fits.
+        let largest = manifest(&vec![7; MODEL_BYTES_MAX], CHUNK_BYTES_MAX);
+        assert_eq!(largest.chunk_count(), CHUNKS_MAX);
+        assert!(largest.to_json().len() <= MANIFEST_BYTES_MAX);
+        // One more chunk than allowed.
+        assert!(Manifest::describe(ModelName::parse("a").unwrap(), 1, &[0; CHUNKS_MAX + 1], 1, None).is_err());
+    }
+
+    #[test]
+    fn unknown_fields_are_tolerated_and_duplicates_are_not() {
+        // A field that a newer fleet adds is passed over; the same field twice is refused, for it could hide another value.
+        assert!(Manifest::parse(&with("signature", "abc".into())).is_ok());
+        let good = String::from_utf8(with("version", 4.into())).unwrap();
+        let twice = good.replacen('{', r#"{"version": 9, "#, 1);
+        assert!(matches!(Manifest::parse(twice.as_bytes()), Err(ManifestError::Json { .. })));
+    }
+
+    #[test]
+    fn topics_lead_to_their_chunk() {
+        // The topic of a chunk is recognised; another model's, a number past the end and a padded number are not.
+        let manifest = manifest(&model_bytes(1_000), 300);
+        assert_eq!(manifest.topic(), "mw/v1/model/pump-a/manifest");
+        assert_eq!(manifest.chunk_of_topic(&manifest.chunk_topic(3)), Some(3));
+        assert_eq!(manifest.chunk_of_topic(&manifest.chunk_topic(4)), None);
+        assert_eq!(manifest.chunk_of_topic(&manifest.chunk_topic(3).replace("/3", "/03")), None);
+        assert_eq!(manifest.chunk_of_topic(&manifest.chunk_topic(3).replace("pump-a", "pump-b")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(json in proptest::collection::vec(any::<u8>(), 0..300)) {
+            // Whatever the bytes, the answer is a manifest or an error.
+            let _ = Manifest::parse(&json);
+        }
+
+        #[test]
+        fn a_damaged_manifest_is_refused_or_sound(at in 0_usize..400, byte in any::<u8>()) {
+            // With any byte of a manifest replaced, what still parses holds every limit, so that an assembler can be built on it.
+            let mut json = manifest(&model_bytes(1_000), 300).to_json();
+            let at = at % json.len();
+            json[at] = byte;
+            if let Ok(manifest) = Manifest::parse(&json) {
+                prop_assert!(manifest.size() <= MODEL_BYTES_MAX && manifest.chunk_count() <= CHUNKS_MAX);
+                let lengths: usize = (0..manifest.chunk_count()).map(|n| manifest.chunk_len(n)).sum();
+                prop_assert_eq!(lengths, manifest.size());
+            }
+        }
+
+        #[test]
+        fn any_file_survives_any_chunk_size(model in proptest::collection::vec(any::<u8>(), 1..2_000), chunk_size in 5_usize..3_000, seed in any::<u64>()) {
+            // Split, shuffled and put together, a file is itself.
+            let manifest = manifest(&model, chunk_size);
+            let mut order: Vec<(usize, &[u8])> = manifest.split(&model).enumerate().collect();
+            order.sort_by_key(|(n, _)| (*n as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let mut assembler = Assembler::new(manifest.clone());
+            for (n, chunk) in order {
+                prop_assert!(!assembler.is_complete());
+                assembler.accept(n, chunk).unwrap();
+            }
+            prop_assert_eq!(assembler.finish().unwrap(), model);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Loads a model file and runs it.
 //!
-//! Owns the order of the checks, and tract: nothing else names it. A file is bounded by arithmetic (`inspect`), read against its
+//! Owns the order of the checks; the engine, tract, is named in `engine` alone. A file is bounded by arithmetic (`inspect`), read against its
 //! contract (`contract`, `interface`), loaded, tried on made-up windows and on its golden vectors; only then is there a
 //! [`Model`]. Never touches files or the network; never lets a panic of the engine out.
 //!
@@ -10,23 +10,20 @@
 //! Limits: [`LoadLimits`]. A run holds at most [`RUN_ROWS_MAX`] windows, fewer when the model's intermediate tensors are large. The
 //! time a model takes is not bounded here: an operator runs to its end.
 
+mod engine;
+mod error;
+
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
-use tract_onnx::pb;
-use tract_onnx::prelude::*;
-use tract_onnx::tract_core::internal::{ensure, format_err};
-use tract_onnx::tract_core::model::TypedRunnableModel;
-use tract_onnx::tract_hir::infer::InferenceModel;
-
-use crate::contract::{Contract, ContractError, InputKind};
+use crate::contract::{Contract, InputKind};
 use crate::digest::Digest;
 use crate::features::Extractor;
-use crate::inspect::{self, node_label};
+use crate::inspect;
 use crate::interface::{self, Interface};
 use crate::occlusion::Occlusion;
-use crate::onnx::GraphProto;
+
+use engine::{Engine, Source, WAYS};
+pub use error::{LoadError, LoadLimits, RunError};
 
 /// Most windows in one run of the engine: beyond some dozens a larger batch gains nothing, and it bounds the memory.
 pub const RUN_ROWS_MAX: usize = 256;
@@ -38,203 +35,6 @@ pub const OCCLUDE_FROM_SCORE: f32 = 0.5;
 /// How closely a golden vector is reproduced: `abs(got − want) ≤ 1e-4 + 1e-3·abs(want)`. Engines differ by about 1e-6.
 const GOLDEN_ABSOLUTE: f32 = 1e-4;
 const GOLDEN_RELATIVE: f32 = 1e-3;
-
-/// What a model file may cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LoadLimits {
-    /// Size of the file: 32 MiB by default; a model update of 512 chunks of 64 KiB.
-    pub file_bytes_max: usize,
-    /// Nodes, those of subgraphs included: 10,000 by default; a transformer of 12 layers has about 1,000.
-    pub nodes_max: usize,
-    /// Elements of one constant, or of a tensor that a constant asks for: 2²⁴ by default, 64 MiB of `f32`.
-    pub tensor_elements_max: u64,
-    /// Memory of decoding, and of the intermediate tensors of one run: 256 MiB by default, a quarter of a small gateway.
-    pub memory_bytes_max: u64,
-}
-
-impl Default for LoadLimits {
-    fn default() -> LoadLimits {
-        LoadLimits {
-            file_bytes_max: 32 << 20,
-            nodes_max: 10_000,
-            tensor_elements_max: 1 << 24,
-            memory_bytes_max: 256 << 20,
-        }
-    }
-}
-
-/// Why a model was refused. The running model is not concerned; the one to act is whoever exported the file.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// Larger than allowed.
-    #[error(
-        "the model file has {bytes} bytes, at most {bytes_max} are allowed: export a smaller model or raise the limit"
-    )]
-    FileTooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        bytes_max: usize,
-    },
-    /// Not ONNX, or broken.
-    #[error("the file is no ONNX model that can be run: {reason}")]
-    NotOnnx {
-        /// What is wrong.
-        reason: String,
-    },
-    /// Decoding or running would take too much memory.
-    #[error("{what} would take more than the {bytes_max} bytes allowed: export a smaller model or raise the limit")]
-    TooMuchMemory {
-        /// What would.
-        what: String,
-        /// The limit.
-        bytes_max: u64,
-    },
-    /// Too many operations.
-    #[error(
-        "the model has at least {nodes} nodes, at most {nodes_max} are allowed: export a smaller model or raise the limit"
-    )]
-    TooManyNodes {
-        /// How many were found.
-        nodes: usize,
-        /// The limit.
-        nodes_max: usize,
-    },
-    /// A tensor is too large.
-    #[error(
-        "`{tensor}` asks for a tensor of {shape}, at most {elements_max} elements are allowed: export a smaller model"
-    )]
-    TensorTooLarge {
-        /// The constant or node.
-        tensor: String,
-        /// The shape or number of elements.
-        shape: String,
-        /// The limit.
-        elements_max: u64,
-    },
-    /// Weights in another file.
-    #[error("constant `{tensor}` is kept in another file: export the model as one file (no external data)")]
-    ExternalData {
-        /// The constant.
-        tensor: String,
-    },
-    /// The metadata.
-    #[error(transparent)]
-    Contract(#[from] ContractError),
-    /// The graph's input isn't what the contract says.
-    #[error(
-        "by its contract the model takes {expected}, but its graph takes {found}: export it with this name and shape, or correct the contract"
-    )]
-    Input {
-        /// By the contract.
-        expected: String,
-        /// In the graph.
-        found: String,
-    },
-    /// The graph's outputs aren't what the contract says.
-    #[error(
-        "by its contract the model gives {expected}, but its graph gives {found}: export it with this name and shape, or correct the contract"
-    )]
-    Output {
-        /// By the contract.
-        expected: String,
-        /// In the graph.
-        found: String,
-    },
-    /// An operator that the engine lacks.
-    #[error("the gateway cannot run the operator `{operator}` (node `{node}`): {remedy}")]
-    UnsupportedOperator {
-        /// The operator.
-        operator: String,
-        /// The node.
-        node: String,
-        /// What to do.
-        remedy: &'static str,
-    },
-    /// The engine refused the graph.
-    #[error(
-        "the inference engine cannot load the model: {reason}. Export it with a fixed batch of 1, without dynamic shapes, or with another exporter"
-    )]
-    Engine {
-        /// Its words for the most general attempt.
-        reason: String,
-    },
-    /// The engine broke.
-    #[error(
-        "the inference engine broke while {during}: {reason}. The model file triggers a fault in it; export it differently"
-    )]
-    Panicked {
-        /// Doing what.
-        during: &'static str,
-        /// Its last words.
-        reason: String,
-    },
-    /// A trial window gave no finite score.
-    #[error("the model gives {found} for an ordinary window: it does not tolerate its own normal values")]
-    NotFinite {
-        /// What it gave.
-        found: f32,
-    },
-    /// A golden vector isn't reproduced.
-    #[error(
-        "golden vector {index}: {what} is {found}, and the contract says {expected}: the file is damaged or the graph does not run here as it did where it was trained"
-    )]
-    Golden {
-        /// Which one, from 0.
-        index: usize,
-        /// Score or contribution of a channel.
-        what: String,
-        /// Given by the graph.
-        found: f32,
-        /// By the contract.
-        expected: f32,
-    },
-}
-
-/// Why scoring failed. `Length` and `Input` are the caller's doing, the rest the model's.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum RunError {
-    /// The windows have another size than the contract's.
-    #[error("{found} numbers were given for {batch} windows of {samples} samples and {channels} channels")]
-    Length {
-        /// Numbers given.
-        found: usize,
-        /// Windows announced.
-        batch: usize,
-        /// Samples per window.
-        samples: usize,
-        /// Channels.
-        channels: usize,
-    },
-    /// A window contains NaN or infinity.
-    #[error("window {row} has a value that is not finite in channel `{channel}`")]
-    Input {
-        /// Which window of the batch, from 0.
-        row: usize,
-        /// The channel.
-        channel: String,
-    },
-    /// The model gave NaN or infinity.
-    #[error("the model gives {found} for window {row}")]
-    NotFinite {
-        /// Which window of the batch, from 0.
-        row: usize,
-        /// What it gave.
-        found: f32,
-    },
-    /// The engine returned an error.
-    #[error("the model does not run: {reason}")]
-    Engine {
-        /// Its words.
-        reason: String,
-    },
-    /// The engine broke.
-    #[error("the inference engine broke while running the model: {reason}")]
-    Panicked {
-        /// Its last words.
-        reason: String,
-    },
-}
 
 /// Scores of a batch.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -256,27 +56,16 @@ pub enum Explanation {
     None,
 }
 
-enum Plan {
-    /// Takes any batch.
-    AnyBatch(Arc<TypedRunnableModel>),
-    /// Takes a batch of one.
-    OneByOne(Arc<TypedRunnableModel>),
-}
-
 /// A model that has passed every check and its trial run. `Send + Sync`; scoring takes `&self`.
 pub struct Model {
     spec: Spec,
-    plan: Plan,
-    /// Most windows in one run.
-    run_rows: usize,
+    engine: Engine,
 }
 
 /// All of a model but the engine's part.
 struct Spec {
     contract: Contract,
     digest: Digest,
-    /// Input shape behind the batch.
-    row_shape: Vec<usize>,
     extractor: Option<Extractor>,
     explanation: Explanation,
     occlusion: Option<Occlusion>,
@@ -303,10 +92,10 @@ impl Model {
         let contract = Contract::read(bytes)?;
         let graph = inspect::examine(bytes, limits)?;
         let interface = interface::check(&graph, &contract)?;
-        check_operators(&graph, &interface)?;
+        engine::check_operators(&graph, &interface)?;
         drop(graph);
-        let proto = guard("decoding the file", || decode(bytes, &interface))??;
-        let model = Model::choose_plan(Spec::new(bytes, contract, &interface), &proto, &interface, limits)?;
+        let source = Source::decode(bytes, &interface)?;
+        let model = Model::choose_engine(Spec::new(bytes, contract, &interface), &source, &interface, limits)?;
         model.check_golden()?;
         Ok(model)
     }
@@ -328,7 +117,7 @@ impl Model {
 
     /// Whether the engine takes a whole batch at once; if not, windows run one by one.
     pub fn any_batch(&self) -> bool {
-        matches!(self.plan, Plan::AnyBatch(_))
+        self.engine.any_batch
     }
 
     /// Scores `batch` windows, row-major `[batch][samples][channels]`, in engineering units. Any batch, 0 included; the result of
@@ -372,7 +161,7 @@ impl Model {
     fn run_windows(&self, windows: &[f32]) -> Result<Scores, RunError> {
         let mut scores = Scores::default();
         let mut features = Vec::new();
-        for slice in windows.chunks(self.run_rows * self.spec.contract.window_len()) {
+        for slice in windows.chunks(self.engine.run_rows * self.spec.contract.window_len()) {
             let rows = slice.len() / self.spec.contract.window_len();
             let input = match &self.spec.extractor {
                 None => slice,
@@ -384,47 +173,9 @@ impl Model {
                     features.as_slice()
                 }
             };
-            self.run_plan(input, rows, &mut scores)?;
+            self.engine.run(input, rows, &mut scores)?;
         }
         Ok(scores)
-    }
-
-    fn run_plan(&self, input: &[f32], rows: usize, out: &mut Scores) -> Result<(), RunError> {
-        match &self.plan {
-            Plan::AnyBatch(plan) => self.run_engine(plan, input, rows, out),
-            Plan::OneByOne(plan) => {
-                let row_len = self.spec.row_shape.iter().product::<usize>().max(1);
-                input.chunks_exact(row_len).try_for_each(|row| self.run_engine(plan, row, 1, out))
-            }
-        }
-    }
-
-    fn run_engine(
-        &self,
-        plan: &Arc<TypedRunnableModel>,
-        input: &[f32],
-        rows: usize,
-        out: &mut Scores,
-    ) -> Result<(), RunError> {
-        let run = || -> TractResult<()> {
-            let shape: Vec<usize> = std::iter::once(rows).chain(self.spec.row_shape.iter().copied()).collect();
-            let outputs = plan.run(tvec!(Tensor::from_shape(&shape, input)?.into_tvalue()))?;
-            append(outputs.first(), rows, "score", &mut out.score)?;
-            if self.spec.explanation == Explanation::Graph {
-                append(
-                    outputs.get(1),
-                    rows * self.spec.contract.channels.len(),
-                    "contribution",
-                    &mut out.contribution,
-                )?;
-            }
-            Ok(())
-        };
-        match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => Err(RunError::Engine { reason: words(&e) }),
-            Err(panic) => Err(RunError::Panicked { reason: panic_words(panic.as_ref()) }),
-        }
     }
 
     /// Explains the rows that are worth it, all their variants in as few runs as the memory limit allows.
@@ -432,7 +183,7 @@ impl Model {
         let Some(occlusion) = &self.spec.occlusion else { return Ok(()) };
         let (window_len, channels) = (self.spec.contract.window_len(), self.spec.contract.channels.len());
         let rows: Vec<usize> = (0..scores.score.len()).filter(|&row| scores.score[row] >= OCCLUDE_FROM_SCORE).collect();
-        let rows_per_run = (self.run_rows / occlusion.variants()).max(1);
+        let rows_per_run = (self.engine.run_rows / occlusion.variants()).max(1);
         let mut variants = Vec::new();
         for rows in rows.chunks(rows_per_run) {
             variants.clear();
@@ -466,27 +217,24 @@ impl Spec {
             (false, Some(_)) => Explanation::Occlusion,
             (false, None) => Explanation::None,
         };
-        let (digest, row_shape) = (Digest::of(bytes), interface.row_shape.clone());
-        Spec { contract, digest, row_shape, extractor, explanation, occlusion }
+        Spec { contract, digest: Digest::of(bytes), extractor, explanation, occlusion }
     }
 }
 
 /// Loading.
 impl Model {
     /// Tries the four ways of loading, most general and fastest first, and keeps the first that passes its trial run.
-    fn choose_plan(
+    fn choose_engine(
         mut spec: Spec,
-        proto: &pb::ModelProto,
+        source: &Source,
         interface: &Interface,
         limits: &LoadLimits,
     ) -> Result<Model, LoadError> {
         let mut first_error = None;
-        for (any_batch, optimise) in [(true, true), (true, false), (false, true), (false, false)] {
-            let built = guard("loading the model", || build(proto, interface, any_batch, optimise, limits));
-            let error = match built.and_then(|built| built) {
-                Ok((plan, run_rows)) => {
-                    let plan = if any_batch { Plan::AnyBatch(plan) } else { Plan::OneByOne(plan) };
-                    let model = Model { spec, plan, run_rows };
+        for way in WAYS {
+            let error = match source.load(interface, way, limits) {
+                Ok(engine) => {
+                    let model = Model { spec, engine };
                     let Err(error) = model.trial() else { return Ok(model) };
                     spec = model.spec;
                     error
@@ -560,150 +308,4 @@ fn trial_error(error: RunError) -> LoadError {
 
 fn not_finite(row: usize, found: Option<&f32>) -> RunError {
     RunError::NotFinite { row, found: found.copied().unwrap_or(f32::NAN) }
-}
-
-/// Appends an output of the engine, of whatever shape, as `len` numbers.
-fn append(output: Option<&TValue>, len: usize, name: &str, out: &mut Vec<f32>) -> TractResult<()> {
-    let output = output.ok_or_else(|| format_err!("the graph gives no `{name}`"))?;
-    ensure!(output.len() == len, "`{name}` has shape {:?}, which is not {len} numbers", output.shape());
-    let output = output.cast_to::<f32>()?;
-    out.extend(output.to_plain_array_view::<f32>()?.iter());
-    Ok(())
-}
-
-/// One way of loading; also says how many windows a run may hold.
-fn build(
-    proto: &pb::ModelProto,
-    interface: &Interface,
-    any_batch: bool,
-    optimise: bool,
-    limits: &LoadLimits,
-) -> Result<(Arc<TypedRunnableModel>, usize), LoadError> {
-    let engine = |e: TractError| LoadError::Engine { reason: words(&e) };
-    let onnx =
-        tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true).with_ignore_output_types(true);
-    let mut model: InferenceModel = onnx.model_for_proto_model(proto).map_err(engine)?;
-    let symbol = model.symbols.sym("batch");
-    let batch: TDim = if any_batch { symbol.clone().into() } else { 1.into() };
-    let shape: TVec<TDim> = std::iter::once(batch).chain(interface.row_shape.iter().map(|&d| d.into())).collect();
-    let fact = InferenceFact::dt_shape(f32::datum_type(), shape);
-    let typed = model.set_input_fact(0, fact).and_then(|()| model.into_typed()).map_err(engine)?;
-    let row_bytes = intermediate_bytes(&typed, &symbol, limits)?;
-    let typed = if optimise { typed.into_optimized().map_err(engine)? } else { typed };
-    let plan = typed.into_runnable().map_err(engine)?;
-    let rows_in_memory = limits.memory_bytes_max / row_bytes.max(1);
-    let run_rows = usize::try_from(rows_in_memory).unwrap_or(RUN_ROWS_MAX).clamp(1, RUN_ROWS_MAX);
-    Ok((plan, run_rows))
-}
-
-/// Sum of all intermediate tensors for one window, an upper bound of what a run holds; constants count too.
-fn intermediate_bytes(model: &TypedModel, symbol: &Symbol, limits: &LoadLimits) -> Result<u64, LoadError> {
-    let one = SymbolValues::default().with(symbol, 1);
-    let mut total = 0_u64;
-    for node in model.nodes() {
-        for outlet in &node.outputs {
-            // A shape that depends on the data is only known when it runs.
-            let Ok(shape) = outlet.fact.shape.eval_to_usize(&one) else { continue };
-            let bytes = shape
-                .iter()
-                .try_fold(outlet.fact.datum_type.size_of() as u64, |product, &dim| product.checked_mul(dim as u64))
-                .and_then(|bytes| total.checked_add(bytes));
-            total = match bytes {
-                Some(total) if total <= limits.memory_bytes_max => total,
-                _ => {
-                    let what =
-                        format!("running the model (at node `{}`)", node.name.chars().take(60).collect::<String>());
-                    return Err(LoadError::TooMuchMemory { what, bytes_max: limits.memory_bytes_max });
-                }
-            };
-        }
-    }
-    Ok(total)
-}
-
-/// Decodes with tract's own structures and leaves out what is not needed: nodes that no output of ours reads, and every declared
-/// shape. Declared symbols would be parsed as expressions, without a bound on their depth.
-fn decode(bytes: &[u8], interface: &Interface) -> Result<pb::ModelProto, LoadError> {
-    let broken = |reason: &str| LoadError::NotOnnx { reason: reason.to_owned() };
-    let mut proto: pb::ModelProto =
-        tract_onnx::tract_hir::internal::Framework::proto_model_for_read(&tract_onnx::onnx(), &mut &bytes[..])
-            .map_err(|e| broken(&words(&e)))?;
-    let graph = proto.graph.as_mut().ok_or_else(|| broken("it holds no graph"))?;
-    let mut needed = interface.needed.iter().copied();
-    graph.node.retain(|_| needed.next().unwrap_or(false));
-    let constants: std::collections::HashSet<String> = graph.initializer.iter().map(|t| t.name.clone()).collect();
-    graph.input.retain(|input| input.name == interface.input || constants.contains(&input.name));
-    let by_name = |name: &&str| graph.output.iter().find(|output| output.name == **name).cloned();
-    graph.output = interface.outputs().iter().filter_map(by_name).collect();
-    strip_shapes(graph);
-    Ok(proto)
-}
-
-fn strip_shapes(graph: &mut pb::GraphProto) {
-    graph.value_info.clear();
-    for info in graph.input.iter_mut().chain(&mut graph.output) {
-        if let Some(pb::type_proto::Value::TensorType(tensor)) = info.r#type.as_mut().and_then(|t| t.value.as_mut())
-            && let Some(shape) = &mut tensor.shape
-        {
-            for dim in &mut shape.dim {
-                if let Some(pb::tensor_shape_proto::dimension::Value::DimParam(_)) = dim.value {
-                    dim.value = None;
-                }
-            }
-        }
-    }
-    for attribute in graph.node.iter_mut().flat_map(|node| &mut node.attribute) {
-        attribute.g.iter_mut().chain(&mut attribute.graphs).for_each(strip_shapes);
-    }
-}
-
-/// Names the first operator that the engine lacks, before it is asked.
-fn check_operators(graph: &GraphProto, interface: &Interface) -> Result<(), LoadError> {
-    let known = tract_onnx::onnx().op_register;
-    let mut open: Vec<_> =
-        graph.node.iter().zip(&interface.needed).filter(|(_, needed)| **needed).map(|(n, _)| n).collect();
-    open.reverse();
-    while let Some(node) = open.pop() {
-        if !known.0.contains_key(&node.op_type) {
-            let operator = node.op_type.chars().take(60).collect::<String>();
-            let remedy = remedy(&operator);
-            return Err(LoadError::UnsupportedOperator { operator, node: node_label(node), remedy });
-        }
-        open.extend(node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).flat_map(|g| &g.node));
-    }
-    Ok(())
-}
-
-fn remedy(operator: &str) -> &'static str {
-    match operator {
-        "ZipMap" => "export with `zipmap=False` (skl2onnx), so that probabilities are a plain tensor",
-        "Scaler" => "replace the scaler by Sub and Mul; the result is the same",
-        "TreeEnsembleRegressor" | "LabelEncoder" => {
-            "rewrite the trees as Gather, LessOrEqual and MatMul (a GEMM graph)"
-        }
-        "SVMRegressor" | "SVMClassifier" => "rewrite the kernel as MatMul, Exp and ReduceSum",
-        "Loop" => "export an unrolled layer, or train the GRU or LSTM in PyTorch",
-        _ => "rewrite it with standard ONNX operators and export again",
-    }
-}
-
-/// Runs `step`; a panic inside becomes an error with its message.
-fn guard<T>(during: &'static str, step: impl FnOnce() -> T) -> Result<T, LoadError> {
-    catch_unwind(AssertUnwindSafe(step))
-        .map_err(|panic| LoadError::Panicked { during, reason: panic_words(panic.as_ref()) })
-}
-
-fn panic_words(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    cut(text.unwrap_or("no reason given"))
-}
-
-/// The engine's error with its causes, on one line and of bounded length.
-fn words(error: &TractError) -> String {
-    cut(&format!("{error:#}"))
-}
-
-fn cut(text: &str) -> String {
-    let line: String = text.chars().take(400).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    line.trim_end_matches(['.', ' ']).to_owned()
 }

@@ -86,9 +86,8 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let status = check(&path, json, &mut out, &mut err).unwrap();
-        let plain = |bytes: Vec<u8>| {
-            String::from_utf8(bytes).unwrap().replace(&format!("{}/", folder.path().display()), "")
-        };
+        let plain =
+            |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().replace(&format!("{}/", folder.path().display()), "");
         (status, plain(out), plain(err))
     }
 

@@ -274,14 +274,14 @@ impl<'r, 'd> Section<'r, 'd> {
     }
 
     /// One of several words; `None` only if `default` is and the key is absent or wrong.
-    pub(super) fn choice<T: Copy>(
+    pub(super) fn choice<T>(
         &mut self,
         key: &'static str,
         default: Option<T>,
         choices: &[(&'static str, T)],
     ) -> Option<T>
     where
-        T: PartialEq,
+        T: Copy + PartialEq,
     {
         let word = |value: T| choices.iter().find(|(_, choice)| *choice == value).map_or("", |(word, _)| word);
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
@@ -359,9 +359,7 @@ impl<'r, 'd> Section<'r, 'd> {
         remedy: &str,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
-        self.parsed(key, "", allowed, "", |text| {
-            parse(text).map_err(|error| (error.to_string(), remedy.to_owned()))
-        })
+        self.parsed(key, "", allowed, "", |text| parse(text).map_err(|error| (error.to_string(), remedy.to_owned())))
     }
 
     /// A string that is not empty.
@@ -378,7 +376,8 @@ impl<'r, 'd> Section<'r, 'd> {
     pub(super) fn address(&mut self, key: &'static str, default: SocketAddr) -> SocketAddr {
         let shown = format!("\"{default}\"");
         self.parsed(key, &shown, "address:port", &shown, |text| {
-            text.parse().map_err(|_| (format!("\"{}\" is not an address with a port", shorten(text)), hint(text, default)))
+            text.parse()
+                .map_err(|_| (format!("\"{}\" is not an address with a port", shorten(text)), hint(text, default)))
         })
         .unwrap_or(default)
     }

@@ -58,9 +58,12 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> Draft {
     let sources = sources(root);
 
     if collide(broker.listen, http.listen) {
-        let what = format!("{} is taken by [broker] listen ({})", http.listen, broker.listen);
         // Whichever of the two the file gives is the one to change.
-        let spot = if http_listen.given { &http_listen.spot } else { &broker_listen.spot };
+        let (spot, other) = match http_listen.given {
+            true => (&http_listen.spot, "[broker]"),
+            false => (&broker_listen.spot, "[http]"),
+        };
+        let what = format!("port {} is also that of {other} listen", http.listen.port());
         root.document.mistake(spot, what, "choose another port for one of the two");
     }
     let quota_bytes_min = QUOTA_PACKETS_MIN.saturating_mul(broker.max_packet_bytes as u64);
@@ -78,12 +81,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> Draft {
 
 impl<'d> Section<'_, 'd> {
     /// Reads a sub-section with `read` and refuses what it did not ask for.
-    fn read<T>(
-        &mut self,
-        name: &'static str,
-        label: &'static str,
-        read: impl FnOnce(&mut Section<'_, 'd>) -> T,
-    ) -> T {
+    fn read<T>(&mut self, name: &'static str, label: &'static str, read: impl FnOnce(&mut Section<'_, 'd>) -> T) -> T {
         let mut section = self.section(name, label);
         let value = read(&mut section);
         section.finish(|key| sections_with(key, label));
@@ -182,7 +180,8 @@ fn commissioning(s: &mut Section<'_, '_>) -> CommissioningSection {
     let extend = s.boolean("extend", true);
     let window = s.integer("window", 20_usize, 1..=1_024);
     if samples < window.saturating_mul(4) {
-        let what = format!("{samples} samples are fewer than four windows of {window}: nothing can be learned from them");
+        let what =
+            format!("{samples} samples are fewer than four windows of {window}: nothing can be learned from them");
         s.mistake("samples", what, format!("make it at least {}", window.saturating_mul(4)));
     }
     CommissioningSection { samples, extend, window }

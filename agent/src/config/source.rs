@@ -190,7 +190,8 @@ pub(super) fn read(s: &mut Section<'_, '_>) -> Option<ReadSource> {
 }
 
 const ASSET_REMEDY: &str = "write a name, or {1} for the level that the first + of the filter matched";
-const CHANNEL_REMEDY: &str = "write for example channel = \"{2}\" for the level that the second + of the filter matched";
+const CHANNEL_REMEDY: &str =
+    "write for example channel = \"{2}\" for the level that the second + of the filter matched";
 const COLUMNS_EXAMPLE: &str = "[\"ts\", \"temperature\", \"_\", \"pressure\"]";
 const TIME_UNITS: [(&str, TimeUnit); 5] = [
     ("auto", TimeUnit::Auto),
@@ -223,7 +224,8 @@ fn number_format(s: &mut Section<'_, '_>, channel: Option<NameTemplate>, join: u
         s.mistake("channel", "is missing: a plain number does not say what it measures", CHANNEL_REMEDY);
     }
     if hold < join {
-        let what = format!("{hold} is less than join_ms ({join}): values would be missing before their row is complete");
+        let what =
+            format!("{hold} is less than join_ms ({join}): values would be missing before their row is complete");
         s.mistake("hold_ms", what, "make it several times join_ms");
     }
     let (join, hold) = (Duration::from_millis(join), Duration::from_millis(hold));
@@ -307,7 +309,8 @@ pub(super) fn check_together(document: &mut super::reader::Document<'_>, sources
                 let what = format!("`{filter}` is already the filter of the {LABEL} number {number}");
                 document.mistake(&source.filter_spot, what, "remove one of the two");
             } else if covers(other.as_str(), filter.as_str()) {
-                let what = format!("never used: `{other}` of the {LABEL} number {number} already takes every such topic");
+                let what =
+                    format!("never used: `{other}` of the {LABEL} number {number} already takes every such topic");
                 document.warning(&source.filter_spot, what, "put the narrower source first");
             } else if overlap(other.as_str(), filter.as_str()) {
                 let what = format!("shares topics with `{other}` of the {LABEL} number {number}, which takes them");

@@ -120,7 +120,9 @@ impl fmt::Display for Fault {
             Fault::NotANumber { found } => {
                 write!(f, "\"{found}\" is not a number; check the `format` and the `filter` of the source")
             }
-            Fault::NotAFrame(error) => write!(f, "it is not a telemetry frame: {error}; check the `format` of the source"),
+            Fault::NotAFrame(error) => {
+                write!(f, "it is not a telemetry frame: {error}; check the `format` of the source")
+            }
             Fault::OtherAsset { frame } => {
                 write!(f, "the frame is about asset \"{frame}\", its topic is not; publish it on that asset's topic")
             }

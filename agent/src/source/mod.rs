@@ -12,10 +12,10 @@ mod json;
 mod reading;
 mod rows;
 pub mod sparkplug;
-pub mod text;
-pub mod time;
 #[cfg(test)]
 mod tests;
+pub mod text;
+pub mod time;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -294,11 +294,7 @@ impl SourceMap {
 }
 
 /// The join of an asset; when there are too many, all are forgotten, which at worst leaves one incomplete row each.
-fn joins_entry<'j>(
-    joins: &'j mut HashMap<AssetId, Join>,
-    asset: &AssetId,
-    settings: JoinSettings,
-) -> &'j mut Join {
+fn joins_entry<'j>(joins: &'j mut HashMap<AssetId, Join>, asset: &AssetId, settings: JoinSettings) -> &'j mut Join {
     if joins.len() >= JOINS_MAX && !joins.contains_key(asset) {
         joins.clear();
     }

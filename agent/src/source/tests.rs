@@ -28,7 +28,8 @@ fn show(reading: &Reading) -> String {
         text += &format!(" [{device} {boot}{seq}{}]", if *device_time { "" } else { " no clock" });
     }
     for (time_us, row) in reading.rows() {
-        let cells: Vec<String> = reading.channels.iter().zip(row).map(|(name, value)| format!("{name}={value}")).collect();
+        let cells: Vec<String> =
+            reading.channels.iter().zip(row).map(|(name, value)| format!("{name}={value}")).collect();
         text += &format!(" {:+}: {}", (time_us - NOW_US) / 1_000, cells.join(" "));
     }
     text
@@ -70,7 +71,7 @@ fn json_samples_become_readings() {
         &["pump [mw/v1/telemetry/pump/json 7] -500: t=1.5"],
     );
     check_json(
-        &format!(r#"{{"values":{{"t":1}},"boot":3,"seq":7.0,"ts":"2020-03-09T10:14:33Z"}}"#),
+        r#"{"values":{"t":1},"boot":3,"seq":7.0,"ts":"2020-03-09T10:14:33Z"}"#,
         &["pump [mw/v1/telemetry/pump/json 3:7] -250: t=1"],
     );
     check_json(r#"{"seq":7,"values":{"t":1}}"#, &["pump [mw/v1/telemetry/pump/json 7 no clock] +0: t=1"]);
@@ -86,10 +87,7 @@ fn json_lists_become_readings() {
     );
     check_json(
         r#"[{"seq":1,"t":1},{"seq":2,"t":2}]"#,
-        &[
-            "pump [mw/v1/telemetry/pump/json 1 no clock] +0: t=1",
-            "pump [mw/v1/telemetry/pump/json 2 no clock] +0: t=2",
-        ],
+        &["pump [mw/v1/telemetry/pump/json 1 no clock] +0: t=1", "pump [mw/v1/telemetry/pump/json 2 no clock] +0: t=2"],
     );
 }
 
@@ -97,7 +95,8 @@ fn json_lists_become_readings() {
 #[test]
 fn json_flat_objects_are_flattened() {
     let (readings, report) =
-        json(r#"{"temperature":1.2,"on":true,"state":"on","m":{"i":3,"deep":{"x":1}},"list":[1,[2]],"a/b":4}"#).unwrap();
+        json(r#"{"temperature":1.2,"on":true,"state":"on","m":{"i":3,"deep":{"x":1}},"list":[1,[2]],"a/b":4}"#)
+            .unwrap();
     assert_eq!(readings, ["pump +0: temperature=1.2 on=1 m.i=3 a.b=4"]);
     assert_eq!(report.ignored, 3, "{report:?}");
     // With a values object, the fields beside it are no channels.
@@ -125,7 +124,8 @@ fn json_times_are_checked() {
         let (readings, report) = json(&format!(r#"{{"ts":{ts},"t":1}}"#)).unwrap();
         assert_eq!((readings[0].as_str(), report.times_replaced), ("pump +0: t=1", 1), "{ts}");
     }
-    let mut map = map("[[source]]\nfilter = \"a\"\nasset = \"a\"\nformat = \"json\"\ntime_unit = \"s\"\ntime_field = \"at\"\n");
+    let mut map =
+        map("[[source]]\nfilter = \"a\"\nasset = \"a\"\nformat = \"json\"\ntime_unit = \"s\"\ntime_field = \"at\"\n");
     let route = map.resolve(&topic("a")).unwrap();
     let mut out = Vec::new();
     let report = map.decode(&route, b"{\"at\":5,\"ts\":6}", NOW_US, &mut out).unwrap();
@@ -194,7 +194,8 @@ fn json_limits_hold() {
 #[test]
 fn json_fields_are_configured() {
     let source = "[[source]]\nfilter = \"plant/+/x\"\nasset = \"p-{1}\"\nformat = \"json\"\nvalues_field = \"d\"\nseq_field = \"n\"\n";
-    let (readings, report) = decode(&mut map(source), "plant/7/x", br#"{"n":4,"d":{"t":1},"values":{"u":1},"v":2}"#).unwrap();
+    let (readings, report) =
+        decode(&mut map(source), "plant/7/x", br#"{"n":4,"d":{"t":1},"values":{"u":1},"v":2}"#).unwrap();
     assert_eq!(readings, ["p-7 [plant/7/x 4 no clock] +0: t=1"]);
     assert_eq!(report.ignored, 2);
     let error = decode(&mut map(source), "plant/7/x", br#"{"t":1}"#).unwrap_err();
@@ -202,15 +203,8 @@ fn json_fields_are_configured() {
 }
 
 fn frame(asset: &str, first_sample_us: i64, channels: &[&str], values: &[f32]) -> Vec<u8> {
-    let header = Header {
-        asset,
-        device: "d-1",
-        boot_id: 9,
-        sequence: 41,
-        first_sample_us,
-        interval_us: 10_000,
-        channels,
-    };
+    let header =
+        Header { asset, device: "d-1", boot_id: 9, sequence: 41, first_sample_us, interval_us: 10_000, channels };
     let mut buffer = [0; 1_024];
     millwright_wire::encode(&header, values, &mut buffer).unwrap().to_vec()
 }
@@ -331,7 +325,8 @@ fn topics_are_resolved() {
     let sources = "[[source]]\nfilter = \"a/+\"\nasset = \"first-{1}\"\nformat = \"json\"\n\
                    [[source]]\nfilter = \"#\"\nasset = \"rest\"\nformat = \"number\"\nchannel = \"x\"\n";
     let mut map = map(sources);
-    let mut resolve = |name: &str| map.resolve(&topic(name)).map(|route| format!("{} {}", route.asset(), route.format()));
+    let mut resolve =
+        |name: &str| map.resolve(&topic(name)).map(|route| format!("{} {}", route.asset(), route.format()));
     assert_eq!(resolve("mw/v1/telemetry/pump").as_deref(), Some("pump frame"));
     assert_eq!(resolve("mw/v1/telemetry/pump/json").as_deref(), Some("pump json"));
     assert_eq!(resolve("mw/v1/telemetry/pump/xml"), None);

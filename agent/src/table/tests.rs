@@ -27,8 +27,10 @@ fn show(text: &str) -> String {
 #[test]
 fn known_layouts_are_recognised() {
     assert_eq!(
-        show("datetime;Acc;Volume Flow RateRMS;anomaly;changepoint\n2020-03-09 10:14:33;0.5;32.0;0.0;0.0\n\
-              2020-03-09 10:14:35;0.6;31;1.0;1.0\n"),
+        show(
+            "datetime;Acc;Volume Flow RateRMS;anomaly;changepoint\n2020-03-09 10:14:33;0.5;32.0;0.0;0.0\n\
+              2020-03-09 10:14:35;0.6;31;1.0;1.0\n"
+        ),
         "Acc,Volume Flow RateRMS | 0. 0.5 32 | 2! 0.6 31"
     );
     assert_eq!(

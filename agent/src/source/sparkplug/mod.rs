@@ -187,13 +187,7 @@ impl Sparkplug {
         self.metrics_total = self.devices.values().map(Device::metrics).sum();
     }
 
-    fn birth(
-        &mut self,
-        rows: &mut Rows<'_>,
-        topic: &SparkplugTopic,
-        payload: &[u8],
-        received_us: i64,
-    ) -> Faulty<()> {
+    fn birth(&mut self, rows: &mut Rows<'_>, topic: &SparkplugTopic, payload: &[u8], received_us: i64) -> Faulty<()> {
         let mut device = Device::default();
         let mut entries = Vec::new();
         let mut ignored = 0;
@@ -211,13 +205,7 @@ impl Sparkplug {
         self.insert(topic.key(), device)?.emit(rows, entries, timestamp, received_us)
     }
 
-    fn data(
-        &mut self,
-        rows: &mut Rows<'_>,
-        topic: &SparkplugTopic,
-        payload: &[u8],
-        received_us: i64,
-    ) -> Faulty<()> {
+    fn data(&mut self, rows: &mut Rows<'_>, topic: &SparkplugTopic, payload: &[u8], received_us: i64) -> Faulty<()> {
         let key = topic.key();
         // A copy is changed, so that a payload that turns out to be damaged changes nothing; the copy is only made
         // if the payload names something new, which after a birth is never.
@@ -230,9 +218,7 @@ impl Sparkplug {
             let found = grown.as_ref().or(known).and_then(|device| device.find(&metric));
             let found = match (found, metric.name.as_deref(), metric.alias) {
                 (Some(found), ..) => Some(found),
-                (None, Some(_), _) => {
-                    grown.get_or_insert_with(|| known.cloned().unwrap_or_default()).learn(&metric)
-                }
+                (None, Some(_), _) => grown.get_or_insert_with(|| known.cloned().unwrap_or_default()).learn(&metric),
                 (None, None, alias) => {
                     unknown_alias = unknown_alias.or(alias);
                     None

@@ -214,7 +214,10 @@ fn hostile_payloads_change_nothing() {
     let mut damaged = payload(vec![named("new", Value::Float(1.0)), data(2, Value::Int(1))]);
     damaged.extend_from_slice(&[0x12, 0x7F]);
     let fault = rig.try_bytes("spBv1.0/g/DDATA/n/d", &damaged).unwrap_err();
-    assert_eq!(fault.to_string(), "it is not a Sparkplug B payload: a metric is cut off; check the `format` of the source");
+    assert_eq!(
+        fault.to_string(),
+        "it is not a Sparkplug B payload: a metric is cut off; check the `format` of the source"
+    );
     assert_eq!(
         rig.send("spBv1.0/g/DDATA/n/d", vec![data(3, Value::Boolean(true))]),
         ["+0: Temp.Outlet=20.5 Speed=1500 Running=1"]

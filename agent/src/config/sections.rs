@@ -151,7 +151,7 @@ fn users(s: &mut Section<'_, '_>) -> Vec<UserEntry> {
 }
 
 fn log(s: &mut Section<'_, '_>) -> (LogSection, Spot) {
-    let quota_mb = s.integer("quota_mb", 1_024_u64, 32..=16_777_216);
+    let quota_mb = s.integer("quota_mb", 1_024_u64, 16..=16_777_216);
     let words = [("refuse", WhenFull::Refuse), ("drop-oldest", WhenFull::DropOldest)];
     let when_full = s.choice("when_full", Some(WhenFull::Refuse), &words).unwrap_or(WhenFull::Refuse);
     let commit_delay_ms = s.integer("commit_delay_ms", 10_u64, 0..=1_000);

@@ -177,18 +177,18 @@ fn wrong_types_are_told() {
 #[test]
 fn ranges_are_checked() {
     check(
-        "[log]\nquota_mb = 31\ncommit_delay_ms = 1001\n[alarm]\nmin_samples = -1\ncritical_score = 0.5\n",
+        "[log]\nquota_mb = 15\ncommit_delay_ms = 1001\n[alarm]\nmin_samples = -1\ncritical_score = 0.5\n",
         &[
-            "4:12: [log] quota_mb: 31 is out of range: 32 to 16777216 is allowed; the default is 1024",
+            "4:12: [log] quota_mb: 15 is out of range: 16 to 16777216 is allowed; the default is 1024",
             "5:19: [log] commit_delay_ms: 1001 is out of range: 0 to 1000 is allowed; the default is 10",
             "7:15: [alarm] min_samples: -1 is out of range: 1 to 100000 is allowed; the default is 5",
             "8:18: [alarm] critical_score: 0.5 is out of range: 1.0 to 1000000.0 is allowed; the default is 3.0",
         ],
     );
-    check("[log]\nquota_mb = 32\ncommit_delay_ms = 1000\n", &[]);
+    check("[log]\nquota_mb = 16\ncommit_delay_ms = 1000\n", &[]);
     check(
         "[log]\nquota_mb = 99999999999999999999999999999999999999999999\n",
-        &["4:12: [log] quota_mb: 99999999999999999999999999999999999999999999 is out of range: 32 to 16777216 is \
+        &["4:12: [log] quota_mb: 99999999999999999999999999999999999999999999 is out of range: 16 to 16777216 is \
            allowed; the default is 1024"],
     );
 }

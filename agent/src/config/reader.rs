@@ -274,14 +274,14 @@ impl<'r, 'd> Section<'r, 'd> {
     }
 
     /// One of several words; `None` only if `default` is and the key is absent or wrong.
-    pub(super) fn choice<T: Copy>(
+    pub(super) fn choice<T>(
         &mut self,
         key: &'static str,
         default: Option<T>,
         choices: &[(&'static str, T)],
     ) -> Option<T>
     where
-        T: PartialEq,
+        T: Copy + PartialEq,
     {
         let word = |value: T| choices.iter().find(|(_, choice)| *choice == value).map_or("", |(word, _)| word);
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();

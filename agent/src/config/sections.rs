@@ -58,9 +58,12 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> Draft {
     let sources = sources(root);
 
     if collide(broker.listen, http.listen) {
-        let what = format!("{} is taken by [broker] listen ({})", http.listen, broker.listen);
         // Whichever of the two the file gives is the one to change.
-        let spot = if http_listen.given { &http_listen.spot } else { &broker_listen.spot };
+        let (spot, other) = match http_listen.given {
+            true => (&http_listen.spot, "[broker]"),
+            false => (&broker_listen.spot, "[http]"),
+        };
+        let what = format!("port {} is also that of {other} listen", http.listen.port());
         root.document.mistake(spot, what, "choose another port for one of the two");
     }
     let quota_bytes_min = QUOTA_PACKETS_MIN.saturating_mul(broker.max_packet_bytes as u64);
@@ -148,7 +151,7 @@ fn users(s: &mut Section<'_, '_>) -> Vec<UserEntry> {
 }
 
 fn log(s: &mut Section<'_, '_>) -> (LogSection, Spot) {
-    let quota_mb = s.integer("quota_mb", 1_024_u64, 32..=16_777_216);
+    let quota_mb = s.integer("quota_mb", 1_024_u64, 16..=16_777_216);
     let words = [("refuse", WhenFull::Refuse), ("drop-oldest", WhenFull::DropOldest)];
     let when_full = s.choice("when_full", Some(WhenFull::Refuse), &words).unwrap_or(WhenFull::Refuse);
     let commit_delay_ms = s.integer("commit_delay_ms", 10_u64, 0..=1_000);

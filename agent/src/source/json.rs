@@ -433,7 +433,7 @@ scalar!(
     self,
     |value| u64::try_from(value).ok(),
     // Some writers know no integers; up to 2^53 a double is exact.
-    |value: f64| (value >= 0.0 && value <= 9_007_199_254_740_992.0 && value.fract() == 0.0).then_some(value as u64),
+    |value: f64| ((0.0..=9_007_199_254_740_992.0).contains(&value) && value.fract() == 0.0).then_some(value as u64),
     |value: &str| value.parse().ok()
 );
 

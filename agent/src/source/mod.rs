@@ -17,7 +17,7 @@ mod tests;
 pub mod text;
 pub mod time;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use millwright_broker::topic::{TopicFilter, TopicName};
@@ -44,6 +44,9 @@ const ROUTES_MAX: usize = 20_000;
 
 /// Assets whose single values are joined into rows: at 64 channels of about 100 bytes, 64 MB at worst.
 const JOINS_MAX: usize = 10_000;
+
+/// The longest that a row waits, in microseconds: the largest `join_ms`.
+const ROW_WAIT_US_MAX: i64 = 3_600_000_000;
 
 /// What the topics of the gateway's own telemetry begin with.
 const OWN_PREFIX: &str = "mw/v1/telemetry/";
@@ -116,7 +119,10 @@ pub struct SourceMap {
     own_json: Arc<JsonFormat>,
     routes: HashMap<TopicName, Option<Route>>,
     lists: ChannelLists,
-    joins: HashMap<AssetId, Join>,
+    /// In order of the assets, so that a replay hands out rows in the same order.
+    joins: BTreeMap<AssetId, Join>,
+    /// No open row's time is up before this.
+    next_row_us: Option<i64>,
     sparkplug: Sparkplug,
     joined: Vec<JoinedRow>,
     refused_topics: u64,
@@ -130,10 +136,17 @@ struct Source {
 }
 
 /// What must survive a restart so that decoding goes on where the cursor stands.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Saved {
     sparkplug: Sparkplug,
-    joins: Vec<(AssetId, Join)>,
+    joins: BTreeMap<AssetId, Join>,
+}
+
+/// [`Saved`] without a copy.
+#[derive(Serialize)]
+struct SavedRef<'s> {
+    sparkplug: &'s Sparkplug,
+    joins: &'s BTreeMap<AssetId, Join>,
 }
 
 /// Saved state that cannot be read.
@@ -154,7 +167,8 @@ impl SourceMap {
             own_json: Arc::new(JsonFormat::default()),
             routes: HashMap::new(),
             lists: ChannelLists::default(),
-            joins: HashMap::new(),
+            joins: BTreeMap::new(),
+            next_row_us: None,
             sparkplug: Sparkplug::default(),
             joined: Vec::new(),
             refused_topics: 0,
@@ -244,6 +258,8 @@ impl SourceMap {
                 if !join.push(channel, value, received_us, &mut self.joined) {
                     return Err((Place::Whole, Fault::TooManyChannels));
                 }
+                let due_us = join.poll_timeout();
+                self.next_row_us = self.next_row_us.into_iter().chain(due_us).min();
                 push_joined(&mut rows, &mut self.joined);
                 Ok(())
             }),
@@ -260,8 +276,14 @@ impl SourceMap {
         self.joins.values().filter_map(Join::poll_timeout).min()
     }
 
-    /// Appends the rows of single numbers that have waited long enough by `now_us`.
+    /// Appends the rows of single numbers that have waited long enough by `now_us`. Cheap when there are none: it may
+    /// be called with the time of every message.
     pub fn handle_timeout(&mut self, now_us: i64, out: &mut Vec<Reading>) {
+        let Some(next_us) = self.next_row_us else { return };
+        // A deadline further off than any row waits means that the clock was set back: then all are looked at.
+        if (1..=ROW_WAIT_US_MAX).contains(&next_us.saturating_sub(now_us)) {
+            return;
+        }
         for (asset, join) in &mut self.joins {
             if let Some(row) = join.handle_timeout(now_us) {
                 self.joined.clear();
@@ -269,6 +291,7 @@ impl SourceMap {
                 push_joined(&mut Rows::new(asset, &mut self.lists, out), &mut self.joined);
             }
         }
+        self.next_row_us = self.poll_timeout();
     }
 
     /// What must be kept with the cursor so that a restart continues from it: births and open rows. `None` if there
@@ -277,8 +300,7 @@ impl SourceMap {
         if self.sparkplug.is_empty() && self.joins.is_empty() {
             return None;
         }
-        let joins = self.joins.iter().map(|(asset, join)| (asset.clone(), join.clone())).collect();
-        postcard::to_allocvec(&Saved { sparkplug: self.sparkplug.clone(), joins }).ok()
+        postcard::to_allocvec(&SavedRef { sparkplug: &self.sparkplug, joins: &self.joins }).ok()
     }
 
     /// Puts back what [`SourceMap::save`] gave.
@@ -289,12 +311,13 @@ impl SourceMap {
         let Saved { sparkplug, joins } = postcard::from_bytes(saved).map_err(RestoreError)?;
         self.sparkplug = sparkplug;
         self.joins = joins.into_iter().take(JOINS_MAX).collect();
+        self.next_row_us = self.poll_timeout();
         Ok(())
     }
 }
 
 /// The join of an asset; when there are too many, all are forgotten, which at worst leaves one incomplete row each.
-fn joins_entry<'j>(joins: &'j mut HashMap<AssetId, Join>, asset: &AssetId, settings: JoinSettings) -> &'j mut Join {
+fn joins_entry<'j>(joins: &'j mut BTreeMap<AssetId, Join>, asset: &AssetId, settings: JoinSettings) -> &'j mut Join {
     if joins.len() >= JOINS_MAX && !joins.contains_key(asset) {
         joins.clear();
     }

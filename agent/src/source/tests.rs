@@ -71,7 +71,7 @@ fn json_samples_become_readings() {
         &["pump [mw/v1/telemetry/pump/json 7] -500: t=1.5"],
     );
     check_json(
-        &format!(r#"{{"values":{{"t":1}},"boot":3,"seq":7.0,"ts":"2020-03-09T10:14:33Z"}}"#),
+        r#"{"values":{"t":1},"boot":3,"seq":7.0,"ts":"2020-03-09T10:14:33Z"}"#,
         &["pump [mw/v1/telemetry/pump/json 3:7] -250: t=1"],
     );
     check_json(r#"{"seq":7,"values":{"t":1}}"#, &["pump [mw/v1/telemetry/pump/json 7 no clock] +0: t=1"]);
@@ -259,6 +259,27 @@ fn numbers_are_joined() {
     map.handle_timeout(NOW_US + 120_000, &mut rest);
     assert_eq!(rest.iter().map(show).collect::<Vec<_>>(), ["b +20: t=9"]);
     assert_eq!(map.poll_timeout(), None);
+}
+
+// Calling with the time of every message gives the same rows as calling at the deadlines, and a clock that was set back
+// by more than any row waits leaves no row behind.
+#[test]
+fn timeouts_may_be_handled_at_any_time() {
+    let mut map = map(NUMBER);
+    for (name, after_ms) in [("plant/b/t", 0), ("plant/a/t", 10), ("plant/c/t", 20)] {
+        let route = map.resolve(&topic(name)).unwrap();
+        map.decode(&route, b"1", NOW_US + after_ms * 1_000, &mut Vec::new()).unwrap();
+    }
+    let mut at = |after_ms: i64| {
+        let mut out = Vec::new();
+        map.handle_timeout(NOW_US + after_ms * 1_000, &mut out);
+        out.iter().map(show).collect::<Vec<_>>()
+    };
+    assert!(at(99).is_empty());
+    assert_eq!(at(110), ["a +10: t=1", "b +0: t=1"]);
+    assert!(at(119).is_empty());
+    assert_eq!(at(-7_200_000), ["c +20: t=1"]);
+    assert!(at(10_000).is_empty());
 }
 
 // What is saved with the cursor lets a restart complete the row that was open.

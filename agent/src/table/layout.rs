@@ -2,6 +2,7 @@
 //!
 //! Owns the guesses, all from the first [`HEAD_BYTES_MAX`] bytes. Never reads a file.
 
+use super::line::split;
 use crate::config::TimeUnit;
 use crate::ids::ChannelName;
 use crate::source::text::number;
@@ -48,7 +49,7 @@ impl Layout {
         lines.truncate(ROWS_MAX);
         let first = *lines.first()?;
         let separator = separator(&lines);
-        let cells = |line: &'_ str| -> Vec<String> { split(line, separator) };
+        let cells = |line: &str| -> Vec<String> { split(line, separator).into_iter().map(str::to_owned).collect() };
         let names = cells(first);
         let texts = names.iter().filter(|cell| !cell.is_empty() && !is_value(cell)).count();
         let has_header = texts.saturating_mul(2) > names.len();
@@ -93,15 +94,8 @@ fn separator(lines: &[&str]) -> u8 {
         // Nine of ten: quoted cells may hold separators, and damaged lines happen.
         expected > 0 && same.saturating_mul(10) >= lines.len().saturating_mul(9)
     };
-    let most = CANDIDATES.iter().rev().max_by_key(|separator| count(first, **separator));
+    let most = CANDIDATES.iter().max_by_key(|separator| count(first, **separator));
     CANDIDATES.iter().find(even).or(most).copied().unwrap_or(b',')
-}
-
-fn split(line: &str, separator: u8) -> Vec<String> {
-    let mut reader =
-        csv::ReaderBuilder::new().has_headers(false).flexible(true).delimiter(separator).from_reader(line.as_bytes());
-    let record = reader.records().next().and_then(Result::ok).unwrap_or_default();
-    record.iter().map(|cell| cell.trim().to_owned()).collect()
 }
 
 fn columns(names: &[String], has_header: bool, rows: &[Vec<String>], separator: u8) -> Vec<Column> {

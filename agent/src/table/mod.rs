@@ -5,14 +5,16 @@
 //! [`CHANNELS_MAX`] channels a row and [`TABLE_VALUES_MAX`] values a table.
 
 mod layout;
+mod line;
 #[cfg(test)]
 mod tests;
 
 use std::fs::File;
-use std::io::{self, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use self::layout::{Column, HEAD_BYTES_MAX, Layout};
+use self::line::{LINE_BYTES_MAX, LineRead, read_line, split};
 use crate::config::TimeUnit;
 use crate::ids::{ChannelName, shorten};
 use crate::source::{CHANNELS_MAX, text, time};
@@ -61,6 +63,14 @@ pub enum TableError {
     /// More values than fit into memory.
     #[error("{file}:{line}: more than {TABLE_VALUES_MAX} values; split the file by time")]
     TooLarge {
+        /// The file as it was named.
+        file: String,
+        /// The line, from 1.
+        line: u64,
+    },
+    /// A line that is longer than any row.
+    #[error("{file}:{line}: the line has more than {LINE_BYTES_MAX} bytes; check that the file is a table")]
+    LineTooLong {
         /// The file as it was named.
         file: String,
         /// The line, from 1.
@@ -128,8 +138,10 @@ pub struct TableReader {
     file: String,
     layout: Layout,
     channels: Vec<ChannelName>,
-    reader: csv::Reader<Box<dyn Read + Send>>,
-    record: csv::ByteRecord,
+    input: Box<dyn BufRead + Send>,
+    buffer: Vec<u8>,
+    /// Lines read so far, which is the number of the newest.
+    lines: u64,
     rows: u64,
     missing: u64,
     malformed: u64,
@@ -173,15 +185,23 @@ impl TableReader {
         if channels.len() > CHANNELS_MAX {
             return Err(TableError::TooManyChannels { file, channels: channels.len() });
         }
-        let input: Box<dyn Read + Send> = Box::new(Cursor::new(head).chain(source));
-        let reader = csv::ReaderBuilder::new()
-            .delimiter(layout.separator)
-            .has_headers(layout.has_header)
-            .flexible(true)
-            .trim(csv::Trim::All)
-            .from_reader(input);
-        let record = csv::ByteRecord::new();
-        Ok(TableReader { file, layout, channels, reader, record, rows: 0, missing: 0, malformed: 0 })
+        let has_header = layout.has_header;
+        let input = Box::new(BufReader::new(Cursor::new(head).chain(source)));
+        let mut reader = TableReader {
+            file,
+            layout,
+            channels,
+            input,
+            buffer: Vec::new(),
+            lines: 0,
+            rows: 0,
+            missing: 0,
+            malformed: 0,
+        };
+        if has_header {
+            reader.next_line()?;
+        }
+        Ok(reader)
     }
 
     /// The channels, in the order of a row.
@@ -220,39 +240,46 @@ impl TableReader {
     /// # Errors
     /// The file cannot be read on, or the line is malformed; the error names it.
     pub fn next_row(&mut self, row: &mut Row) -> Result<bool, TableError> {
-        match self.reader.read_byte_record(&mut self.record) {
-            Ok(false) => return Ok(false),
-            Ok(true) => {}
-            Err(error) => {
-                return Err(TableError::Unreadable { file: self.file.clone(), source: io::Error::other(error) });
-            }
+        if !self.next_line()? {
+            return Ok(false);
         }
-        self.check_cells()?;
+        // What is not UTF-8 is not a number, time or label either: the replacement character says so.
+        let line = String::from_utf8_lossy(&self.buffer);
+        let cells = split(&line, self.layout.separator);
+        let columns = &self.layout.columns;
+        // Empty cells behind the last column are a spreadsheet's habit.
+        if cells.len() < columns.len() || cells.iter().skip(columns.len()).any(|cell| !cell.is_empty()) {
+            return Err(TableError::Cells {
+                file: self.file.clone(),
+                line: self.lines,
+                found: cells.len(),
+                expected: columns.len(),
+                separator: char::from(self.layout.separator),
+            });
+        }
         row.values.clear();
         (row.label, row.changepoint) = (None, None);
         row.time_us = i64::try_from(self.rows).unwrap_or(i64::MAX).saturating_mul(STEP_US);
-        for (index, column) in self.layout.columns.iter().enumerate() {
-            // What is not UTF-8 is not a number, time or label either: the replacement character says so.
-            let cell = String::from_utf8_lossy(self.record.get(index).unwrap_or_default());
+        for (index, (column, cell)) in columns.iter().zip(cells).enumerate() {
             match column {
                 Column::Ignored => {}
-                Column::Time => match time::from_text(&cell, TimeUnit::Auto) {
+                Column::Time => match time::from_text(cell, TimeUnit::Auto) {
                     Some(time_us) => row.time_us = time_us,
                     None => {
-                        let (file, line, column, found) = self.culprit(index, &cell);
+                        let (file, line, column, found) = self.culprit(index, cell);
                         return Err(TableError::Time { file, line, column, found });
                     }
                 },
                 Column::Label | Column::Changepoint => {
-                    let Some(value) = label(&cell) else {
-                        let (file, line, column, found) = self.culprit(index, &cell);
+                    let Some(value) = label(cell) else {
+                        let (file, line, column, found) = self.culprit(index, cell);
                         return Err(TableError::Label { file, line, column, found });
                     };
                     let place = if *column == Column::Label { &mut row.label } else { &mut row.changepoint };
                     *place = Some(value);
                 }
                 Column::Channel => {
-                    let number = text::number(&cell, self.layout.decimal_comma());
+                    let number = text::number(cell, self.layout.decimal_comma());
                     self.malformed += u64::from(number.is_none() && !cell.is_empty());
                     let value = number.map_or(f32::NAN, |number| number as f32);
                     let value = if value.is_finite() { value } else { f32::NAN };
@@ -265,24 +292,26 @@ impl TableReader {
         Ok(true)
     }
 
-    /// A row has one cell per column; empty ones behind the last are a spreadsheet's habit.
-    fn check_cells(&self) -> Result<(), TableError> {
-        let expected = self.layout.columns.len();
-        let extra = self.record.iter().skip(expected).any(|cell| !cell.is_empty());
-        if self.record.len() >= expected && !extra {
-            return Ok(());
+    /// Reads the next line that is not blank; false at the end.
+    fn next_line(&mut self) -> Result<bool, TableError> {
+        loop {
+            let read = read_line(&mut *self.input, &mut self.buffer);
+            self.lines = self.lines.saturating_add(1);
+            match read {
+                Err(source) => return Err(TableError::Unreadable { file: self.file.clone(), source }),
+                Ok(LineRead::End) => return Ok(false),
+                Ok(LineRead::TooLong) => {
+                    return Err(TableError::LineTooLong { file: self.file.clone(), line: self.lines });
+                }
+                Ok(LineRead::Line) if self.buffer.iter().all(u8::is_ascii_whitespace) => {}
+                Ok(LineRead::Line) => return Ok(true),
+            }
         }
-        let (found, separator) = (self.record.len(), char::from(self.layout.separator));
-        Err(TableError::Cells { file: self.file.clone(), line: self.line(), found, expected, separator })
-    }
-
-    fn line(&self) -> u64 {
-        self.record.position().map_or(0, csv::Position::line)
     }
 
     fn culprit(&self, column: usize, cell: &str) -> (String, u64, String, String) {
         let name = self.layout.names.get(column).map(|name| shorten(name)).unwrap_or_default();
-        (self.file.clone(), self.line(), name, shorten(cell))
+        (self.file.clone(), self.lines, name, shorten(cell))
     }
 }
 
@@ -330,7 +359,7 @@ impl Table {
         let mut row = Row::default();
         while reader.next_row(&mut row)? {
             if table.values.len().saturating_add(row.values.len()) > TABLE_VALUES_MAX {
-                return Err(TableError::TooLarge { file: reader.file.clone(), line: reader.line() });
+                return Err(TableError::TooLarge { file: reader.file.clone(), line: reader.lines });
             }
             table.times_us.push(row.time_us);
             table.values.extend_from_slice(&row.values);

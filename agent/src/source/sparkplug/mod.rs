@@ -178,13 +178,18 @@ impl Sparkplug {
 
     /// The death of a node is the death of all its devices.
     fn forget(&mut self, topic: &SparkplugTopic) {
+        let mut forgotten = 0_usize;
         if topic.device.is_some() {
-            self.devices.remove(&topic.key());
+            forgotten = self.devices.remove(&topic.key()).map_or(0, |device| device.metrics());
         } else {
             let prefix = topic.node_prefix();
-            self.devices.retain(|key, _| !key.starts_with(&prefix));
+            self.devices.retain(|key, device| {
+                let of_node = key.starts_with(&prefix);
+                forgotten = forgotten.saturating_add(if of_node { device.metrics() } else { 0 });
+                !of_node
+            });
         }
-        self.metrics_total = self.devices.values().map(Device::metrics).sum();
+        self.metrics_total = self.metrics_total.saturating_sub(forgotten);
     }
 
     fn birth(&mut self, rows: &mut Rows<'_>, topic: &SparkplugTopic, payload: &[u8], received_us: i64) -> Faulty<()> {
@@ -200,9 +205,13 @@ impl Sparkplug {
             Ok(())
         })?;
         rows.report.ignored += ignored;
+        let entries = arrange(entries, timestamp)?;
+        let key = topic.key();
+        self.check_room(&key, &device)?;
         // Births replace what was known: a node's own birth, all of its devices too.
         self.forget(topic);
-        self.insert(topic.key(), device)?.emit(rows, entries, timestamp, received_us)
+        self.insert(key, device).emit(rows, &entries, received_us);
+        Ok(())
     }
 
     fn data(&mut self, rows: &mut Rows<'_>, topic: &SparkplugTopic, payload: &[u8], received_us: i64) -> Faulty<()> {
@@ -218,6 +227,8 @@ impl Sparkplug {
             let found = grown.as_ref().or(known).and_then(|device| device.find(&metric));
             let found = match (found, metric.name.as_deref(), metric.alias) {
                 (Some(found), ..) => Some(found),
+                // A device that keeps inventing names is not listened to for ever.
+                (None, Some(_), _) if known.is_some_and(Device::is_full) => None,
                 (None, Some(_), _) => grown.get_or_insert_with(|| known.cloned().unwrap_or_default()).learn(&metric),
                 (None, None, alias) => {
                     unknown_alias = unknown_alias.or(alias);
@@ -235,31 +246,49 @@ impl Sparkplug {
         if let (true, Some(alias)) = (entries.is_empty(), unknown_alias) {
             return Err((Place::Whole, Fault::UnknownAlias { alias }));
         }
+        let entries = arrange(entries, timestamp)?;
         let device = match grown {
-            Some(device) => self.insert(key, device)?,
+            Some(device) => {
+                self.check_room(&key, &device)?;
+                self.insert(key, device)
+            }
             None => match self.devices.get_mut(&key) {
                 Some(device) => device,
                 None => return Ok(()),
             },
         };
-        device.emit(rows, entries, timestamp, received_us)
+        device.emit(rows, &entries, received_us);
+        Ok(())
     }
 
-    fn insert(&mut self, key: String, device: Device) -> Faulty<&mut Device> {
-        let before = self.devices.get(&key).map_or(0, Device::metrics);
-        let total = self.metrics_total.saturating_sub(before).saturating_add(device.metrics());
-        let full = self.devices.len() >= DEVICES_MAX && !self.devices.contains_key(&key);
-        if full || total > METRICS_TOTAL_MAX {
+    /// The metrics in all, once `device` stands at `key`.
+    fn total_with(&self, key: &str, device: &Device) -> usize {
+        let before = self.devices.get(key).map_or(0, Device::metrics);
+        self.metrics_total.saturating_sub(before).saturating_add(device.metrics())
+    }
+
+    fn check_room(&self, key: &str, device: &Device) -> Faulty<()> {
+        let full = self.devices.len() >= DEVICES_MAX && !self.devices.contains_key(key);
+        if full || self.total_with(key, device) > METRICS_TOTAL_MAX {
             return Err((Place::Whole, Fault::TooManyDevices { devices_max: DEVICES_MAX }));
         }
-        self.metrics_total = total;
-        Ok(self.devices.entry(key).insert_entry(device).into_mut())
+        Ok(())
+    }
+
+    fn insert(&mut self, key: String, device: Device) -> &mut Device {
+        self.metrics_total = self.total_with(&key, &device);
+        self.devices.entry(key).insert_entry(device).into_mut()
     }
 }
 
 impl Device {
     fn metrics(&self) -> usize {
         self.by_name.len().saturating_add(self.by_alias.len())
+    }
+
+    /// Whether no further name is remembered.
+    fn is_full(&self) -> bool {
+        self.metrics() >= 2 * payload::METRICS_MAX
     }
 
     fn find(&self, metric: &Metric) -> Option<Known> {
@@ -278,7 +307,7 @@ impl Device {
         let channel = if numeric && !own { self.channel(name) } else { None };
         let known = Known { channel, datatype };
         // A name no longer than 256 bytes can be a metric's; what is longer is not worth remembering.
-        if name.len() <= 256 && self.metrics() < 2 * payload::METRICS_MAX {
+        if name.len() <= 256 && !self.is_full() {
             self.by_name.insert(name.to_owned(), known);
             if let Some(alias) = metric.alias {
                 self.by_alias.insert(alias, known);
@@ -303,25 +332,11 @@ impl Device {
         u16::try_from(index).ok()
     }
 
-    /// Turns values into rows. Nothing changes if there are too many.
-    fn emit(
-        &mut self,
-        rows: &mut Rows<'_>,
-        mut entries: Vec<Entry>,
-        timestamp_ms: Option<u64>,
-        received_us: i64,
-    ) -> Faulty<()> {
-        for entry in &mut entries {
-            entry.time_ms = entry.time_ms.or(timestamp_ms);
-        }
-        entries.sort_by_key(|entry| (entry.time_ms, entry.historical));
-        let groups = group(&entries);
-        if groups.len() > SAMPLES_MAX {
-            return Err((Place::Whole, Fault::TooManySamples));
-        }
+    /// Turns arranged values into rows.
+    fn emit(&mut self, rows: &mut Rows<'_>, entries: &[Entry], received_us: i64) {
         let channels = &self.channels;
         let shared = Arc::clone(self.shared.get_or_insert_with(|| channels.iter().cloned().collect()));
-        for entries in groups {
+        for entries in group(entries) {
             let Some(newest) = entries.last() else { continue };
             let mut historical = vec![f32::NAN; if newest.historical { self.last.len() } else { 0 }];
             let row = if newest.historical { &mut historical } else { &mut self.last };
@@ -335,8 +350,19 @@ impl Device {
             rows.report.times_replaced += u64::from(time_us.is_none());
             rows.push_listed(None, time_us.unwrap_or(received_us), &shared, row.iter().copied());
         }
-        Ok(())
     }
+}
+
+/// Puts entries in order of time; those without one have the payload's. Refuses more rows than a payload may have.
+fn arrange(mut entries: Vec<Entry>, timestamp_ms: Option<u64>) -> Faulty<Vec<Entry>> {
+    for entry in &mut entries {
+        entry.time_ms = entry.time_ms.or(timestamp_ms);
+    }
+    entries.sort_by_key(|entry| (entry.time_ms, entry.historical));
+    if group(&entries).len() > SAMPLES_MAX {
+        return Err((Place::Whole, Fault::TooManySamples));
+    }
+    Ok(entries)
 }
 
 /// Splits entries in order of time into rows: a row ends before a channel that it has already, and where historical

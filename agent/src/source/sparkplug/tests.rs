@@ -229,6 +229,22 @@ fn hostile_payloads_change_nothing() {
     assert_eq!(rig.try_bytes("spBv1.0/g/DDATA/n/d", &many).unwrap_err(), Fault::TooManySamples);
 }
 
+// A device that keeps inventing names is remembered only so far, and still understood by the names it has.
+#[test]
+fn names_are_bounded() {
+    let mut rig = Rig::new();
+    for message in 0..10 {
+        let metrics = (0..1_000).map(|n| named(&format!("{message}-{n}"), Value::Float(1.0))).collect();
+        let bytes = payload(metrics);
+        assert!(rig.try_bytes("spBv1.0/g/NDATA/n", &bytes).is_ok());
+    }
+    assert!(rig.sparkplug.metrics_total <= 2 * payload::METRICS_MAX);
+    assert_eq!(rig.sparkplug.metrics_total, rig.sparkplug.devices.values().map(Device::metrics).sum::<usize>());
+    assert!(rig.send("spBv1.0/g/NDATA/n", vec![named("0-0", Value::Float(5.0))])[0].starts_with("+0: 0-0=5 0-1=1"));
+    rig.send("spBv1.0/g/NDEATH/n", vec![]);
+    assert_eq!(rig.sparkplug.metrics_total, 0);
+}
+
 // What is remembered is bounded: one device more than allowed is refused, a known one is not.
 #[test]
 fn devices_are_bounded() {

@@ -24,7 +24,7 @@ use super::queue::{QueueFigures, QueueMeter};
 use crate::alarm::message::{AlertEvent, AlertState, EventKind, Health};
 use crate::clock;
 use crate::model_files;
-use crate::source::{Reading, SourceMap};
+use crate::source::{Fault, Reading, SourceError, SourceMap, sparkplug};
 use crate::state::{Checkpoint, ModelRow, State, StateError};
 
 /// Longest time without a checkpoint while messages come: it bounds what is folded again after a crash, and the wear.
@@ -33,6 +33,8 @@ pub const CHECKPOINT: Duration = Duration::from_secs(5);
 pub const COMMANDS_MAX: usize = 16;
 /// How often the status is renewed.
 const STATUS: Duration = Duration::from_millis(500);
+/// Pause between two questions to Sparkplug nodes for their birth messages.
+const REBIRTH: Duration = Duration::from_secs(5);
 /// Pause after the log or the state file failed.
 const RETRY: Duration = Duration::from_secs(1);
 /// Longest time a stop waits for the backlog to be folded; the rest is done after the next start.
@@ -141,6 +143,7 @@ struct Runner {
     dirty: bool,
     decode_errors: u64,
     last_decode_error: Option<String>,
+    asked_for_rebirth: Option<Instant>,
     lost_messages: u64,
 }
 
@@ -170,6 +173,7 @@ pub fn start(parts: RunnerParts) -> anyhow::Result<RunnerHandle> {
         dirty: false,
         decode_errors: 0,
         last_decode_error: None,
+        asked_for_rebirth: None,
         lost_messages: 0,
     };
     let thread = std::thread::Builder::new().name("pipeline".into()).spawn(move || runner.run())?;
@@ -191,6 +195,9 @@ impl Runner {
                     true
                 }
             };
+            if idle {
+                self.complete_waiting_rows();
+            }
             self.carry_out_commands();
             self.checkpoint_if_due(false);
             self.report();
@@ -234,17 +241,58 @@ impl Runner {
         let decoded =
             self.parts.sources.decode(&route, &message.message.payload, message.received_us, &mut self.readings);
         if let Err(error) = decoded {
-            self.decode_errors = self.decode_errors.saturating_add(1);
-            // The first of a kind is worth a line, a device that repeats it is only counted.
-            let text = format!("{}: {error}", message.message.topic);
-            if self.last_decode_error.as_ref() != Some(&text) {
-                tracing::warn!(topic = %message.message.topic, %error, "a message is no valid telemetry");
-                self.last_decode_error = Some(text);
-            }
+            self.note_decode_error(&error);
         }
         for reading in &self.readings {
             self.parts.engine.ingest(reading, message.received_us, &mut |_, _| {});
         }
+    }
+
+    fn note_decode_error(&mut self, error: &SourceError) {
+        self.decode_errors = self.decode_errors.saturating_add(1);
+        // The first of a kind is worth a line, a device that repeats it is only counted.
+        let text = error.to_string();
+        if self.last_decode_error.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            self.last_decode_error = Some(text);
+        }
+        if matches!(error.fault, Fault::UnknownAlias { .. }) {
+            self.ask_for_rebirth(&error.topic);
+        }
+    }
+
+    /// A Sparkplug node that was born before the gateway listened must be asked to say again what its aliases mean; at
+    /// most one question at a time, so that a node that does not answer is not flooded.
+    fn ask_for_rebirth(&mut self, topic: &TopicName) {
+        if self.asked_for_rebirth.is_some_and(|asked| asked.elapsed() < REBIRTH) {
+            return;
+        }
+        self.asked_for_rebirth = Some(Instant::now());
+        if let Some((topic, payload)) = sparkplug::rebirth_command(topic, clock::utc_us()) {
+            self.parts.publisher.publish_volatile(Message {
+                topic,
+                payload: Bytes::from(payload),
+                properties: Bytes::new(),
+                qos: QoS::AtMostOnce,
+                retain: false,
+                origin: 0,
+            });
+        }
+    }
+
+    /// Completes rows of single numbers that no further message will complete.
+    fn complete_waiting_rows(&mut self) {
+        if self.parts.sources.poll_timeout().is_none() {
+            return;
+        }
+        let now_us = clock::utc_us();
+        self.readings.clear();
+        self.parts.sources.handle_timeout(now_us, &mut self.readings);
+        for reading in &self.readings {
+            self.parts.engine.ingest(reading, now_us, &mut |_, _| {});
+            self.dirty = true;
+        }
+        self.parts.engine.flush(&mut |_, _| {});
     }
 
     fn carry_out_commands(&mut self) {

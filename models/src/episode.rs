@@ -35,9 +35,9 @@ pub enum State {
     Recovering,
 }
 
-/// The state machine of one asset and model; serialises as `{"state":"alarm","peak":3.2}`.
+/// The state machine of one asset and model. It serialises in every format, also in those that do not describe themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", tag = "state")]
+#[serde(rename_all = "lowercase")]
 pub enum Episode {
     /// No episode.
     #[default]
@@ -142,7 +142,7 @@ mod tests {
             let text = serde_json::to_string(&episode).unwrap();
             assert_eq!(serde_json::from_str::<Episode>(&text).unwrap(), episode);
         }
-        assert_eq!(serde_json::to_string(&Episode::Alarm { peak: 3.25 }).unwrap(), r#"{"state":"alarm","peak":3.25}"#);
+        assert_eq!(serde_json::to_string(&Episode::Alarm { peak: 3.25 }).unwrap(), r#"{"alarm":{"peak":3.25}}"#);
     }
 
     proptest! {

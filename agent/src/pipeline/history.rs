@@ -1,7 +1,8 @@
 //! The newest rows of one asset, aligned to one set of channels.
 //!
 //! Owns the asset's channel list (in the order first seen), a ring of the newest rows, and the rule for holes: a
-//! missing or non-finite value is held at its last good one for [`HOLD_ROWS`] rows, then it is unknown (NaN).
+//! missing or non-finite value is held at its channel's recent level for [`HOLD_ROWS`] rows, then it is unknown (NaN).
+//! The level is a mean, not the last value: one noisy value repeated would look like a fault to a model that averages.
 //! Never knows a model. Holds at most [`HISTORY_ROWS`] rows (or what a model's window needs) of [`CHANNELS_MAX`] channels.
 
 use std::collections::VecDeque;
@@ -12,8 +13,10 @@ use crate::ids::ChannelName;
 
 /// Channels of one asset; more are refused and counted.
 pub const CHANNELS_MAX: usize = 64;
-/// Rows a missing value is held at its last good one: about one window of the default detector.
+/// Rows a missing value is held: about one window of the default detector.
 pub const HOLD_ROWS: u32 = 20;
+/// Weight of a new value in its channel's level: an exponential mean that is as smooth as that of 19 rows.
+const LEVEL_WEIGHT: f32 = 0.1;
 /// Rows kept for the evidence of an alert and for windows.
 pub const HISTORY_ROWS: usize = 180;
 /// Rows of the longest window a model may ask for.
@@ -24,10 +27,19 @@ pub const WINDOW_ROWS_MAX: usize = 4_096;
 pub struct ChannelState {
     /// Its name, as the device sends it.
     pub name: ChannelName,
-    /// The last finite value, NaN before the first.
-    last_good: f32,
+    /// Exponential mean of the finite values, NaN before the first.
+    level: f32,
     /// Rows since then.
     pub missing_rows: u32,
+}
+
+impl ChannelState {
+    fn note(&mut self, value: f32) {
+        self.missing_rows = 0;
+        let moved = self.level + LEVEL_WEIGHT * (value - self.level);
+        // The first value is the level; so is one after which the sum would overflow.
+        self.level = if moved.is_finite() { moved } else { value };
+    }
 }
 
 /// The ring of rows. Row-major, one `f32` per channel; NaN where a value is unknown.
@@ -98,7 +110,7 @@ impl History {
             return None;
         }
         report.new_channel = true;
-        self.channels.push(ChannelState { name: name.clone(), last_good: f32::NAN, missing_rows: HOLD_ROWS });
+        self.channels.push(ChannelState { name: name.clone(), level: f32::NAN, missing_rows: HOLD_ROWS });
         Some(self.channels.len() - 1)
     }
 
@@ -112,12 +124,11 @@ impl History {
         }
         for (channel, value) in self.channels.iter_mut().zip(&mut row) {
             if value.is_finite() {
-                channel.last_good = *value;
-                channel.missing_rows = 0;
+                channel.note(*value);
             } else {
                 report.missing += 1;
                 channel.missing_rows = channel.missing_rows.saturating_add(1);
-                *value = if channel.missing_rows <= HOLD_ROWS { channel.last_good } else { f32::NAN };
+                *value = if channel.missing_rows <= HOLD_ROWS { channel.level } else { f32::NAN };
             }
         }
         self.reserve(HISTORY_ROWS);
@@ -151,7 +162,7 @@ impl History {
     /// What is saved: the channels and the newest `rows` rows.
     pub fn save(&self, rows: usize) -> SavedHistory {
         SavedHistory {
-            channels: self.channels.iter().map(|c| (c.name.to_string(), c.last_good, c.missing_rows)).collect(),
+            channels: self.channels.iter().map(|c| (c.name.to_string(), c.level, c.missing_rows)).collect(),
             rows: self.newest(rows).map(|row| (row.time_us, row.values.to_vec())).collect(),
         }
     }
@@ -161,9 +172,9 @@ impl History {
         let channels = saved
             .channels
             .iter()
-            .filter_map(|(name, last_good, missing_rows)| {
+            .filter_map(|(name, level, missing_rows)| {
                 let name = ChannelName::parse(name).ok()?;
-                Some(ChannelState { name, last_good: *last_good, missing_rows: *missing_rows })
+                Some(ChannelState { name, level: *level, missing_rows: *missing_rows })
             })
             .collect();
         let rows = saved
@@ -203,7 +214,7 @@ mod tests {
         history.newest(1).next().unwrap().values.to_vec()
     }
 
-    // A hole is filled with the last good value for HOLD_ROWS rows and unknown from the next one on.
+    // A hole is filled with the channel's level for HOLD_ROWS rows and unknown from the next one on.
     #[test]
     fn holes_are_held_and_then_unknown() {
         let mut history = History::default();

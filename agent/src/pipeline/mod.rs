@@ -14,3 +14,5 @@ pub mod learning;
 pub mod queue;
 pub mod runner;
 pub mod stream;
+#[cfg(test)]
+mod tests;

@@ -197,7 +197,7 @@ fn alarm(s: &mut Section<'_, '_>) -> AlarmSection {
 }
 
 fn models(s: &mut Section<'_, '_>) -> ModelsSection {
-    let max_mb = s.integer("max_mb", 64_u64, 1..=1_024);
+    let max_mb = s.integer("max_mb", 32_u64, 1..=32);
     ModelsSection { size_bytes_max: max_mb.saturating_mul(MIB) }
 }
 

@@ -216,6 +216,11 @@ impl Asset {
         self.last_time_us = Some(time_us);
     }
 
+    /// The typical time between two rows, device time in microseconds; 0 before the second.
+    pub fn interval_us(&self) -> i64 {
+        self.interval_us
+    }
+
     fn window_rows(&self) -> usize {
         match &self.phase {
             Phase::Learning(_) => SAVED_ROWS_MIN,

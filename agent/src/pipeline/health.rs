@@ -14,6 +14,8 @@ use crate::ids::AssetId;
 
 /// Shortest time between two messages about one asset.
 const TOLD_US_MIN: i64 = SECOND_US;
+/// Typical intervals without a row after which an asset is silent.
+const SILENT_INTERVALS: i64 = 10;
 /// Health points that are worth telling.
 const CHANGE_POINTS: f32 = 1.0;
 
@@ -87,6 +89,8 @@ fn health_of(asset: &Asset, now_us: i64, silent_after_us: i64) -> Health {
         Phase::Learning(learning) => Some(learning.progress()),
         Phase::Monitoring(_) => None,
     };
+    // A machine that reports every five minutes is not silent after one.
+    let silent_after_us = silent_after_us.max(asset.interval_us().saturating_mul(SILENT_INTERVALS));
     let state = if now_us.saturating_sub(asset.received_us) > silent_after_us {
         HealthState::Silent
     } else if learning.is_some() {

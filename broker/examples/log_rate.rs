@@ -1,8 +1,8 @@
 //! How fast the log commits, against a raw file on the same disk in the same run.
 //!
-//! `log_rate [DIR] [SECONDS]`: for 1, 10, 100 and 1,000 rows in flight, prints rows/s of a preallocated file written with
+//! `log_rate [DIR] [SECONDS] [PUBLISHERSxROWS …]`: for 1, 10, 100 and 1,000 rows in flight, prints rows/s of a preallocated file written with
 //! `pwrite` and `fdatasync` once a group, then of the log (each row a batch of its own with its own publisher, and the
-//! same rows in batches), with latencies, rows a commit, and bytes sent to the device for each payload byte.
+//! same rows in batches), with latencies, rows a commit, and bytes sent to the device for each payload byte. With `PUBLISHERSxROWS`, only those.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
@@ -30,13 +30,19 @@ fn main() {
     let seconds = arguments.next().map_or(3.0, |seconds| seconds.parse().unwrap());
     let time = Duration::from_secs_f64(seconds);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    print("in flight  raw rows/s  log rows/s  ratio  p50 µs  p99 µs  commit p50  rows/commit  amp(est)  amp(os)");
-    for in_flight in [1, 10, 100, 1_000] {
-        let raw = raw_rate(&dir, in_flight, time);
-        runtime.block_on(log_rate(&dir, in_flight, 1, raw, time));
+    print(
+        "publishers  rows each  raw rows/s  log rows/s  ratio  p50 µs  p99 µs  commit p50  rows/commit  amp(est)  amp(os)  writer µs/row",
+    );
+    let mut cases: Vec<(usize, usize)> = arguments
+        .map(|case| {
+            let (publishers, rows) = case.split_once('x').unwrap();
+            (publishers.parse().unwrap(), rows.parse().unwrap())
+        })
+        .collect();
+    if cases.is_empty() {
+        cases = vec![(1, 1), (10, 1), (100, 1), (1_000, 1), (1, 10), (1, 100), (10, 100), (4, 1_000)];
     }
-    print("in batches:");
-    for (publishers, rows) in [(1, 10), (1, 100), (10, 100), (4, 1_000)] {
+    for (publishers, rows) in cases {
         let raw = raw_rate(&dir, publishers * rows, time);
         runtime.block_on(log_rate(&dir, publishers, rows, raw, time));
     }
@@ -89,11 +95,11 @@ async fn log_rate(dir: &Path, publishers: usize, rows: usize, raw: f64, time: Du
     }
     let rate = count.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64();
     let stats = log.stats();
+    let writer_us = writer_cpu_us() / stats.rows as f64;
     log.close();
     let device = (bytes_written() - written) as f64 / stats.payload_bytes as f64;
     print(&format!(
-        "{:>9}  {raw:>10.0}  {rate:>10.0}  {:>5.2}  {:>6}  {:>6}  {:>10}  {:>11.1}  {:>8.1}  {device:>7.1}",
-        publishers * rows,
+        "{publishers:>10}  {rows:>9}  {raw:>10.0}  {rate:>10.0}  {:>5.2}  {:>6}  {:>6}  {:>10}  {:>11.1}  {:>8.1}  {device:>7.1}  {writer_us:>13.2}",
         rate / raw,
         stats.ack_latency_p50_us,
         stats.ack_latency_p99_us,
@@ -113,6 +119,17 @@ async fn publish(log: Log, publisher: usize, rows: usize, stop: Arc<AtomicBool>,
         log.append(batch).await.unwrap();
         count.fetch_add(rows as u64, Ordering::Relaxed);
     }
+}
+
+/// Processor time of the log's writer thread; 0 where the system does not say.
+fn writer_cpu_us() -> f64 {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return 0.0 };
+    let is_writer =
+        |path: &PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "log-writer");
+    let schedstat = tasks.flatten().map(|task| task.path()).find(is_writer).map(|path| path.join("schedstat"));
+    let text = schedstat.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+    let ns: f64 = text.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0.0);
+    ns / 1_000.0
 }
 
 /// Bytes that this process sent to block devices; 0 where the system does not say.

@@ -23,7 +23,7 @@
 //! - `q/√12`, with `q` the smallest step between two values the channel took: rounding to steps of `q` has this standard deviation
 //!   (Widrow), and does not average out while the signal stands still between two steps. A reading that settles on the
 //!   neighbouring step is no evidence.
-//! - Constant channels (no spread at all) have no step either: 0.1 % of the value, at least 0.001. They alarm when they move by
+//! - Constant channels (no spread beyond rounding) have no step either: 0.1 % of the value, at least 0.001. They alarm when they move by
 //!   some percent for a whole window, and not on the last digit.
 //! - 10⁻⁶ of the mean's magnitude: what `f32` can tell apart.
 
@@ -42,8 +42,9 @@ const SCALE_MIN: f64 = 1e-30;
 const STEP_MARGIN: f64 = 1.05;
 /// Steps of `z` beyond which more makes no difference; keeps squares finite in `f32` for readings like 1e30.
 pub const Z_MAX: f64 = 1e6;
-/// Spread that is rounding of the arithmetic, relative to the mean: a channel below it counts as constant.
-const ROUNDING: f64 = 1e-12;
+/// Differences that are rounding of the readings, relative to them: about four `f32` roundings. A channel that stays within it is
+/// constant, and a smaller difference is no quantisation step.
+const GRAIN: f64 = 5e-7;
 
 /// The detector's parameters: one global default, not tuned per machine.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -88,7 +89,7 @@ pub struct ChannelScale {
     pub mean: f64,
     /// Standard deviation of the raw values.
     pub raw_std: f64,
-    /// Smallest step between two of its values; `None` when it never moved.
+    /// Smallest step between two of its values; `None` when it never moved or its steps are lost in rounding.
     pub step: Option<f64>,
     /// The scale `s`.
     pub scale: f64,
@@ -116,6 +117,9 @@ impl Detector {
             return None;
         }
         let scales: Vec<ChannelScale> = (0..channels).map(|c| scale(rows, &means, channels, c, params)).collect();
+        if scales.iter().all(|channel| channel.floor == Floor::Constant) {
+            return None;
+        }
         let mut detector = Detector {
             window: params.window,
             whitening: DMatrix::identity(channels, channels),
@@ -211,22 +215,24 @@ fn scale(rows: &[f32], means: &[f64], channels: usize, channel: usize, params: &
     let (_, raw_std) = mean_and_std(&raw);
     let (mean, spread) = mean_and_std(&trailing);
     raw.sort_by(f64::total_cmp);
-    let step = raw.array_windows().map(|[a, b]| b - a).filter(|step| *step > 0.0).fold(f64::INFINITY, f64::min);
+    let (least, most) = (raw.first().copied().unwrap_or(0.0), raw.last().copied().unwrap_or(0.0));
+    let grain = GRAIN * least.abs().max(most.abs());
+    let constant = most - least <= grain;
+    let step = raw.array_windows().map(|[a, b]| b - a).filter(|step| *step > grain).reduce(f64::min);
     let mut scale = (spread, Floor::Spread);
     let mut raise = |to: f64, floor: Floor| {
         if to > scale.0 {
             scale = (to, floor);
         }
     };
-    if step.is_finite() {
-        raise(params.std_floor * raw_std / (params.window as f64).sqrt(), Floor::RawNoise);
-        raise(step / 12.0_f64.sqrt(), Floor::Quantisation);
-    } else {
+    if constant {
         raise((CONSTANT_FLOOR_RELATIVE * mean.abs()).max(CONSTANT_FLOOR_ABSOLUTE), Floor::Constant);
+    } else {
+        raise(params.std_floor * raw_std / (params.window as f64).sqrt(), Floor::RawNoise);
+        raise(step.unwrap_or(0.0) / 12.0_f64.sqrt(), Floor::Quantisation);
     }
     raise((RESOLUTION_FLOOR * mean.abs()).max(SCALE_MIN), Floor::Resolution);
     let (scale, floor) = scale;
-    let step = step.is_finite().then_some(step);
     // The graph subtracts the mean in `f32`; the reference subtracts the same number.
     let mean = f64::from(mean as f32);
     ChannelScale { mean, raw_std, step, scale, floor }
@@ -237,8 +243,7 @@ fn mean_and_std(values: &[f64]) -> (f64, f64) {
     let n = values.len().max(1) as f64;
     let mean = values.iter().sum::<f64>() / n;
     let std = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt();
-    // The mean of equal values may differ from them by rounding.
-    (mean, if std <= ROUNDING * mean.abs() { 0.0 } else { std })
+    (mean, std)
 }
 
 /// `(0.7·cov + 0.3·tr/C·I)^(−1/2)`; `None` when nothing varies.

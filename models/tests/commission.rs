@@ -103,6 +103,11 @@ fn a_constant_channel_alarms_when_it_moves_and_not_on_its_last_digit() {
     assert!(score(&model, &[0.0, 32.001]).0 < 0.5);
     let (alarm, contribution) = score(&model, &[0.0, 38.4]);
     assert!(alarm > 1.0 && contribution[1] > contribution[0], "{alarm}");
+    // Rounding that changes its last bit leaves it constant.
+    let mut noise = Noise(2);
+    let last_bit = |i: usize| f32::from_bits(32.0_f32.to_bits() + (i % 2) as u32);
+    let learned = learn(2, &rows(400, |i| vec![noise.next(), last_bit(i)]));
+    assert_eq!(learned.report.constant_channels().collect::<Vec<_>>(), ["c1"]);
     // At zero there is no value to be relative to: the floor is absolute.
     let mut noise = Noise(3);
     let model = load(&learn(2, &rows(400, |_| vec![noise.next(), 0.0])));

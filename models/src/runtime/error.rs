@@ -10,7 +10,8 @@ use crate::contract::ContractError;
 pub struct LoadLimits {
     /// Size of the file: 32 MiB by default; a model update of 512 chunks of 64 KiB.
     pub file_bytes_max: usize,
-    /// Nodes, those of subgraphs included: 10,000 by default; a transformer of 12 layers has about 1,000.
+    /// Nodes, those of subgraphs included: 4,000 by default. An unrolled LSTM over 100 steps has about 1,500; the engine's optimiser
+    /// takes time with the square of a long chain, half a minute at the limit.
     pub nodes_max: usize,
     /// Elements of one constant, or of a tensor that a constant asks for: 2²⁴ by default, 64 MiB of `f32`.
     pub tensor_elements_max: u64,
@@ -22,7 +23,7 @@ impl Default for LoadLimits {
     fn default() -> LoadLimits {
         LoadLimits {
             file_bytes_max: 32 << 20,
-            nodes_max: 10_000,
+            nodes_max: 4_000,
             tensor_elements_max: 1 << 24,
             memory_bytes_max: 256 << 20,
         }

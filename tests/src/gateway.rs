@@ -35,7 +35,7 @@ impl Gateway {
             .arg("run")
             .arg("--config")
             .arg(&config)
-            .env("RUST_LOG", "info")
+            .env("RUST_LOG", "info,rumqttd=off,tract=off")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -169,11 +169,11 @@ pub fn run(program: &str, arguments: &[&str]) -> anyhow::Result<Output> {
     Ok(Command::new(program).args(arguments).stdin(Stdio::null()).output()?)
 }
 
-/// Reads all telemetry payloads of a log file with plain SQLite: offset, topic, payload.
+/// Reads the messages of a log file behind an offset with plain SQLite: offset, topic, payload.
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn read_log(data_dir: &Path) -> anyhow::Result<Vec<(i64, String, Vec<u8>)>> {
+pub fn read_log_after(data_dir: &Path, offset: i64) -> anyhow::Result<Vec<(i64, String, Vec<u8>)>> {
     use rusqlite::{Connection, OpenFlags};
     let path = data_dir.join("log.db");
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
@@ -184,9 +184,10 @@ pub fn read_log(data_dir: &Path) -> anyhow::Result<Vec<(i64, String, Vec<u8>)>> 
     let mut rows = Vec::new();
     for table in tables {
         let mut statement = connection.prepare(&format!(
-            "SELECT m.offset, t.name, m.payload FROM {table} m JOIN topic t ON t.id = m.topic ORDER BY m.offset"
+            "SELECT m.offset, t.name, m.payload FROM {table} m JOIN topic t ON t.id = m.topic WHERE m.offset > ?1 \
+             ORDER BY m.offset"
         ))?;
-        let found = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let found = statement.query_map([offset], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         for row in found {
             rows.push(row?);
         }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context;
 use serde_json::Value;
 
+use crate::client::{Client, Connect};
 use crate::wait_for;
 
 /// A running gateway; it is killed when dropped.
@@ -112,6 +113,28 @@ impl Gateway {
         let agent = ureq::Agent::new_with_config(config);
         let mut answer = agent.get(format!("http://{}{path}", self.http)).call()?;
         Ok((answer.status().as_u16(), answer.body_mut().read_to_string()?))
+    }
+
+    /// Whether it serves: it runs, no task of it has panicked, `/healthz` is 200, and a message goes from one new client to
+    /// another at QoS 0 and at QoS 1.
+    ///
+    /// # Errors
+    /// What does not work.
+    pub fn check_serves(&mut self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.is_running(), "the process has ended:\n{}", self.log());
+        anyhow::ensure!(!self.log().contains("panicked"), "a task has panicked:\n{}", self.log());
+        let (status, body) = self.get("/healthz")?;
+        anyhow::ensure!(status == 200, "/healthz: {status} {body}");
+        for qos in [0, 1] {
+            let topic = format!("check/{qos}");
+            let mut subscriber = Client::connect(self.mqtt, &Connect::new("check-subscriber"))?;
+            anyhow::ensure!(subscriber.subscribe(&topic, qos)? == qos, "the subscription is refused");
+            let mut publisher = Client::connect(self.mqtt, &Connect::new("check-publisher"))?;
+            publisher.publish(&topic, b"here", false)?;
+            let delivery = subscriber.next_delivery()?;
+            anyhow::ensure!(delivery.topic == topic && delivery.payload == b"here", "{delivery:?}");
+        }
+        Ok(())
     }
 
     /// Its status.

@@ -37,8 +37,6 @@ use crate::updates::{self, UpdateParts};
 const INFERENCE: &str = "inference";
 /// How often the retained status is renewed.
 const STATUS_BEAT: Duration = Duration::from_secs(10);
-/// Longest time a stop waits for the last alerts to reach the log; they stay in the outbox otherwise.
-const LAST_ALERTS: Duration = Duration::from_secs(5);
 
 /// Why the gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +67,6 @@ pub enum StartError {
 /// The running gateway.
 pub struct Gateway {
     log: Log,
-    state: Arc<State>,
     broker: Broker,
     publisher: Publisher,
     runner: RunnerHandle,
@@ -77,6 +74,9 @@ pub struct Gateway {
     dashboard: Dashboard,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
+    /// The outbox stops after the pipeline, whose last alerts it publishes.
+    stop_outbox: watch::Sender<bool>,
+    outbox: JoinHandle<()>,
 }
 
 impl Gateway {
@@ -153,12 +153,13 @@ impl Gateway {
             models_dir,
             limits,
         };
+        let (stop_outbox, outbox_stopped) = watch::channel(false);
+        let outbox = tokio::spawn(outbox::run(state, publisher.clone(), wake, outbox_stopped));
         let tasks = vec![
-            tokio::spawn(outbox::run(Arc::clone(&state), publisher.clone(), wake, stopped.clone())),
             tokio::spawn(updates::run(updates, stopped.clone())),
             tokio::spawn(beat(Arc::clone(&status), publisher.clone(), stopped)),
         ];
-        Ok(Gateway { log, state, broker, publisher, runner, status, dashboard, stop, tasks })
+        Ok(Gateway { log, broker, publisher, runner, status, dashboard, stop, tasks, stop_outbox, outbox })
     }
 
     /// Where MQTT clients connect.
@@ -196,20 +197,22 @@ impl Gateway {
         self.broker.shutdown().await;
         self.stop.send_replace(true);
         for task in self.tasks {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "a task ended badly");
-            }
+            join(task).await;
         }
         self.runner.stop().await;
-        let last = tokio::time::timeout(LAST_ALERTS, outbox::publish_waiting(&self.state, &self.publisher)).await;
-        if !matches!(last, Ok(Ok(()))) {
-            tracing::warn!("the last alerts stay in the outbox and are published at the next start");
-        }
+        self.stop_outbox.send_replace(true);
+        join(self.outbox).await;
         self.dashboard.stop().await;
         let log = self.log;
         if tokio::task::spawn_blocking(move || log.close()).await.is_err() {
             tracing::error!("the log did not close cleanly; nothing acknowledged is lost");
         }
+    }
+}
+
+async fn join(task: JoinHandle<()>) {
+    if let Err(error) = task.await {
+        tracing::error!(%error, "a task ended badly");
     }
 }
 

@@ -17,6 +17,8 @@ use crate::state::{OutboxRow, State, StateError};
 
 /// How long to wait before trying again when the log or the state file fails.
 const RETRY: Duration = Duration::from_secs(1);
+/// Longest time a stop waits for the last alerts to reach the log.
+const LAST_ALERTS: Duration = Duration::from_secs(5);
 
 /// Why the outbox could not be compared with the log.
 #[derive(Debug, thiserror::Error)]
@@ -67,29 +69,45 @@ fn find_published(waiting: &[OutboxRow], log: &Log) -> Result<Vec<i64>, ReadErro
     Ok(found)
 }
 
-/// Publishes until `stop` says so; what is left then stays in the outbox.
-pub async fn run(state: Arc<State>, publisher: Publisher, wake: Arc<Notify>, mut stop: watch::Receiver<bool>) {
+/// Publishes until `stop` says so, and then what is waiting at that moment, for at most [`LAST_ALERTS`]; what is left stays
+/// in the outbox.
+///
+/// It is the only one that publishes from the outbox, and it is never interrupted between a message's commit in the log and
+/// its removal from the outbox to publish again: that would publish the message twice.
+pub async fn run(state: Arc<State>, publisher: Publisher, wake: Arc<Notify>, stop: watch::Receiver<bool>) {
+    let mut stopped = stop.clone();
+    let too_long = async {
+        // An error means that the owner is gone, which is a reason to stop too.
+        let _ = stopped.wait_for(|stop| *stop).await;
+        tokio::time::sleep(LAST_ALERTS).await;
+    };
+    tokio::select! {
+        () = publish_until(&state, &publisher, &wake, stop) => {}
+        () = too_long => tracing::warn!("the last alerts stay in the outbox and are published at the next start"),
+    }
+}
+
+async fn publish_until(state: &Arc<State>, publisher: &Publisher, wake: &Notify, mut stop: watch::Receiver<bool>) {
     loop {
-        let pending = tokio::select! {
-            pending = publish_waiting(&state, &publisher) => pending,
-            _ = stop.wait_for(|stop| *stop) => return,
-        };
-        if let Err(error) = &pending {
+        // Read before publishing: what was put into the outbox before the stop is published after it.
+        let stopping = *stop.borrow();
+        let published = publish_waiting(state, publisher).await;
+        if let Err(error) = &published {
             tracing::error!(%error, "an alert could not be published yet");
         }
+        if stopping && published.is_ok() {
+            return;
+        }
         tokio::select! {
-            () = wake.notified(), if pending.is_ok() => {}
-            () = tokio::time::sleep(RETRY), if pending.is_err() => {}
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = wake.notified(), if published.is_ok() => {}
+            () = tokio::time::sleep(RETRY), if published.is_err() => {}
+            _ = stop.wait_for(|stop| *stop), if !stopping => {}
         }
     }
 }
 
 /// Publishes everything that waits, in order.
-///
-/// # Errors
-/// The log or the state file fails; what was not published stays.
-pub async fn publish_waiting(state: &Arc<State>, publisher: &Publisher) -> anyhow::Result<()> {
+async fn publish_waiting(state: &Arc<State>, publisher: &Publisher) -> anyhow::Result<()> {
     loop {
         let rows = on_disk(state, State::outbox).await?;
         if rows.is_empty() {

@@ -100,7 +100,11 @@ pub async fn run(parts: UpdateParts, mut stop: watch::Receiver<bool>) {
     let manifests = TopicFilter::parse("mw/v1/model/+/manifest").expect("the filter is written right here");
     loop {
         changed.mark_unchanged();
-        updater.look(&manifests).await;
+        // A full log holds the outcome back: a stop does not wait for it. It is told after the next start.
+        tokio::select! {
+            () = updater.look(&manifests) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
         tokio::select! {
             changed = changed.changed() => if changed.is_err() { return },
             _ = stop.wait_for(|stop| *stop) => return,

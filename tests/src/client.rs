@@ -187,6 +187,19 @@ impl Client {
         }
     }
 
+    /// The next message on a topic; others are passed over.
+    ///
+    /// # Errors
+    /// The connection is gone or silent for too long.
+    pub fn next_on(&mut self, topic: &str) -> std::io::Result<Delivery> {
+        loop {
+            let delivery = self.next_delivery()?;
+            if delivery.topic == topic {
+                return Ok(delivery);
+            }
+        }
+    }
+
     fn keep(&mut self, packet: &RawPacket) -> std::io::Result<()> {
         let (delivery, id) = parse_publish(packet).ok_or(ErrorKind::InvalidData)?;
         self.deliveries.push_back(delivery);

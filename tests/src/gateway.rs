@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context;
 use serde_json::Value;
 
+use crate::client::{Client, Connect};
 use crate::wait_for;
 
 /// A running gateway; it is killed when dropped.
@@ -35,7 +36,7 @@ impl Gateway {
             .arg("run")
             .arg("--config")
             .arg(&config)
-            .env("RUST_LOG", "info")
+            .env("RUST_LOG", "info,rumqttd=off,tract=off")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -114,6 +115,28 @@ impl Gateway {
         Ok((answer.status().as_u16(), answer.body_mut().read_to_string()?))
     }
 
+    /// Whether it serves: it runs, no task of it has panicked, `/healthz` is 200, and a message goes from one new client to
+    /// another at QoS 0 and at QoS 1.
+    ///
+    /// # Errors
+    /// What does not work.
+    pub fn check_serves(&mut self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.is_running(), "the process has ended:\n{}", self.log());
+        anyhow::ensure!(!self.log().contains("panicked"), "a task has panicked:\n{}", self.log());
+        let (status, body) = self.get("/healthz")?;
+        anyhow::ensure!(status == 200, "/healthz: {status} {body}");
+        for qos in [0, 1] {
+            let topic = format!("check/{qos}");
+            let mut subscriber = Client::connect(self.mqtt, &Connect::new("check-subscriber"))?;
+            anyhow::ensure!(subscriber.subscribe(&topic, qos)? == qos, "the subscription is refused");
+            let mut publisher = Client::connect(self.mqtt, &Connect::new("check-publisher"))?;
+            publisher.publish(&topic, b"here", false)?;
+            let delivery = subscriber.next_delivery()?;
+            anyhow::ensure!(delivery.topic == topic && delivery.payload == b"here", "{delivery:?}");
+        }
+        Ok(())
+    }
+
     /// Its status.
     ///
     /// # Errors
@@ -169,11 +192,11 @@ pub fn run(program: &str, arguments: &[&str]) -> anyhow::Result<Output> {
     Ok(Command::new(program).args(arguments).stdin(Stdio::null()).output()?)
 }
 
-/// Reads all telemetry payloads of a log file with plain SQLite: offset, topic, payload.
+/// Reads the messages of a log file behind an offset with plain SQLite: offset, topic, payload.
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn read_log(data_dir: &Path) -> anyhow::Result<Vec<(i64, String, Vec<u8>)>> {
+pub fn read_log_after(data_dir: &Path, offset: i64) -> anyhow::Result<Vec<(i64, String, Vec<u8>)>> {
     use rusqlite::{Connection, OpenFlags};
     let path = data_dir.join("log.db");
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
@@ -184,9 +207,10 @@ pub fn read_log(data_dir: &Path) -> anyhow::Result<Vec<(i64, String, Vec<u8>)>> 
     let mut rows = Vec::new();
     for table in tables {
         let mut statement = connection.prepare(&format!(
-            "SELECT m.offset, t.name, m.payload FROM {table} m JOIN topic t ON t.id = m.topic ORDER BY m.offset"
+            "SELECT m.offset, t.name, m.payload FROM {table} m JOIN topic t ON t.id = m.topic WHERE m.offset > ?1 \
+             ORDER BY m.offset"
         ))?;
-        let found = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let found = statement.query_map([offset], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         for row in found {
             rows.push(row?);
         }

@@ -5,6 +5,7 @@
 pub mod client;
 pub mod gateway;
 pub mod machine;
+pub mod publisher;
 
 use std::time::{Duration, Instant};
 

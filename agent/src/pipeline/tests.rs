@@ -32,7 +32,8 @@ fn settings() -> EngineSettings {
 fn row(k: usize, fault_at: usize) -> [f32; 3] {
     let t = k as f32;
     // A cheap noise that repeats on every platform: the low bits of a multiplicative hash.
-    let noise = |salt: u32| (u32::try_from(k).unwrap() ^ salt).wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32 - 0.5;
+    let noise =
+        |salt: u32| (u32::try_from(k).unwrap() ^ salt).wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32 - 0.5;
     let load = (t / 37.0).sin();
     let lost = if k >= fault_at { 2.0 } else { 0.0 };
     [10.0 + load + 0.2 * noise(1), 5.0 + 0.5 * load + 0.1 * noise(2) - lost, 60.0 + 0.3 * noise(3)]

@@ -1,0 +1,8 @@
+//! End-to-end tests: the real program as a process, real sockets, the real SQLite. One module a subject.
+
+mod crash;
+mod delivery;
+mod hostile;
+
+/// The program under test.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_millwright-under-test");

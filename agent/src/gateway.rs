@@ -232,7 +232,9 @@ async fn restore_pipeline(
         if already > 0 {
             tracing::info!(already, "alerts had reached the log before the last stop");
         }
-        Ok(restore::restore(settings, state.load()?, &models_dir, &limits, &source_configs, &log)?)
+        let mut saved = state.load()?;
+        saved.models = restore::forget_unused_models(&saved, &state, &models_dir)?;
+        Ok(restore::restore(settings, saved, &models_dir, &limits, &source_configs, &log)?)
     };
     Ok(tokio::task::spawn_blocking(work).await.map_err(anyhow::Error::from)??)
 }

@@ -1,8 +1,9 @@
 //! From `state.db`, the model files and the log to a pipeline that goes on where it stopped.
 //!
-//! Owns the order of a start. Never publishes. Reads back at most [`WARM_UP_MESSAGES`] messages of the log.
+//! Owns the order of a start, and which models are kept. Never publishes. Reads back at most [`WARM_UP_MESSAGES`] messages of
+//! the log.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,10 +18,13 @@ use crate::pipeline::fleet::{Installed, Origin};
 use crate::pipeline::history::{History, RowReport};
 use crate::pipeline::install;
 use crate::source::{Reading, SourceMap};
-use crate::state::{ModelRow, Saved};
+use crate::state::{ModelRow, Saved, State, StateError};
 
 /// Messages read back so that an alert soon after a start can show the signal before it: a second or two of work.
 const WARM_UP_MESSAGES: u64 = 20_000;
+
+/// Versions of a pushed model that are kept: the one in use and the one to go back to.
+const KEPT_VERSIONS: usize = 2;
 
 /// A restored fold and where it goes on.
 pub struct Restored {
@@ -72,6 +76,36 @@ pub fn restore(
         tracing::warn!("{error}");
     }
     Ok(Restored { engine, position, sources })
+}
+
+/// Forgets the models that no asset uses and that are not the newest or the one before of a pushed name, so that a gateway
+/// that is updated for years does not fill its disk. Returns those that are kept.
+///
+/// # Errors
+/// The state file fails.
+pub fn forget_unused_models(saved: &Saved, state: &State, models_dir: &Path) -> Result<Vec<ModelRow>, StateError> {
+    let used: HashSet<&str> =
+        saved.assets.iter().filter_map(|row| row.saved.model.as_ref()).map(|key| key.sha256.as_str()).collect();
+    let mut versions: HashMap<&str, usize> = HashMap::new();
+    let (mut kept, mut forgotten) = (Vec::new(), Vec::new());
+    // The newest come last; versions are counted from there.
+    for row in saved.models.iter().rev() {
+        let pushed = row.origin == Origin::Pushed;
+        let newer = versions.entry(&row.name).or_default();
+        *newer += usize::from(pushed);
+        if used.contains(row.sha256.as_str()) || (pushed && *newer <= KEPT_VERSIONS) {
+            kept.push(row.clone());
+        } else {
+            forgotten.push(row.sha256.clone());
+        }
+    }
+    kept.reverse();
+    state.forget_models(&forgotten)?;
+    let files: Vec<&str> = kept.iter().map(|row| row.sha256.as_str()).collect();
+    if let Err(error) = model_files::remove_others(models_dir, &files) {
+        tracing::warn!(%error, "unused model files could not be removed");
+    }
+    Ok(kept)
 }
 
 fn load_models(rows: Vec<ModelRow>, dir: &Path, limits: &LoadLimits) -> Vec<Arc<Installed>> {

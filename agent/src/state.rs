@@ -248,6 +248,19 @@ impl State {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// Forgets models.
+    ///
+    /// # Errors
+    /// SQLite fails.
+    pub fn forget_models(&self, sha256: &[String]) -> Result<(), StateError> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        for sha256 in sha256 {
+            transaction.prepare_cached("DELETE FROM model WHERE sha256 = ?1")?.execute([sha256])?;
+        }
+        Ok(transaction.commit()?)
+    }
+
     /// Forgets a message that is in the log now.
     ///
     /// # Errors

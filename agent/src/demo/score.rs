@@ -175,7 +175,9 @@ impl Row {
             EventKind::Update => "alert update",
             EventKind::Clear => "alert cleared",
         };
-        self.message = Some(event.message.clone());
+        // The row names the machine already.
+        let named = format!("{} ", event.asset);
+        self.message = Some(event.message.strip_prefix(&named).unwrap_or(&event.message).to_owned());
         format!("{kind} ({:?}, {}): {}", event.severity, event.id, event.message)
     }
 

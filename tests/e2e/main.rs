@@ -3,6 +3,7 @@
 mod crash;
 mod delivery;
 mod hostile;
+mod update;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_millwright-under-test");

@@ -3,6 +3,7 @@
 mod crash;
 mod delivery;
 mod hostile;
+mod mistakes;
 mod update;
 
 /// The program under test.

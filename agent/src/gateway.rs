@@ -1,6 +1,6 @@
 //! The gateway as a whole: the order in which its parts start and stop.
 //!
-//! Start: data directory, `state.db`, log, models, pipeline, outbox, broker, model updates, HTTP. Clients are let in when
+//! Start: log, `state.db`, models, pipeline, outbox, broker, model updates, HTTP. Clients are let in when
 //! everything behind them works. Stop, in this order: the broker stops accepting and closes its sessions; model updates;
 //! the pipeline folds what is left and writes its last checkpoint; the outbox publishes it; HTTP; the log commits and
 //! closes. Never does the work of a part.
@@ -85,14 +85,11 @@ impl Gateway {
     /// # Errors
     /// Each names what is wrong and what to do; parts that were started are stopped.
     pub async fn start(config: &Config) -> Result<Gateway, StartError> {
-        let data_dir = &config.gateway.data_dir;
-        let opened = State::open(data_dir)?;
-        warn_set_aside(opened.set_aside.as_deref());
-        let state = Arc::new(opened.state);
+        // The log first: its lock keeps a second gateway away from everything in the directory.
         let opened = Log::open(log_config(config))?;
         warn_set_aside(opened.set_aside.as_deref());
         let log = opened.log;
-        match Gateway::start_on(config, state, log.clone()).await {
+        match Gateway::start_on(config, log.clone()).await {
             Ok(gateway) => Ok(gateway),
             Err(error) => {
                 let _ = tokio::task::spawn_blocking(move || log.close()).await;
@@ -101,7 +98,10 @@ impl Gateway {
         }
     }
 
-    async fn start_on(config: &Config, state: Arc<State>, log: Log) -> Result<Gateway, StartError> {
+    async fn start_on(config: &Config, log: Log) -> Result<Gateway, StartError> {
+        let opened = State::open(&config.gateway.data_dir)?;
+        warn_set_aside(opened.set_aside.as_deref());
+        let state = Arc::new(opened.state);
         let models_dir = config.gateway.data_dir.join("models");
         let limits = LoadLimits {
             file_bytes_max: usize::try_from(config.models.size_bytes_max).unwrap_or(usize::MAX),

@@ -79,7 +79,8 @@ struct StateMessage<'a> {
 
 /// What is known of one manifest, so that it is worked on once.
 struct Seen {
-    payload: Bytes,
+    /// When the manifest was stored: one that is published again is worked on again.
+    stored_us: i64,
     state: UpdateState,
 }
 
@@ -116,19 +117,18 @@ impl Updater {
     async fn look(&mut self, manifests: &TopicFilter) {
         for retained in self.parts.log.retained().matching(manifests).into_iter().take(FLEET_MODELS_MAX) {
             let message = &retained.message;
-            let settled = self.seen.get(&message.topic).is_some_and(|seen| {
-                seen.payload == message.payload && !matches!(seen.state, UpdateState::Staged { .. })
-            });
-            if settled {
+            let stored_us = retained.stored_us;
+            let seen = self.seen.get(&message.topic).filter(|seen| seen.stored_us == stored_us);
+            if seen.is_some_and(|seen| !matches!(seen.state, UpdateState::Staged { .. })) {
                 continue;
             }
             let state = self.work_on(&message.topic, &message.payload).await;
             let news =
-                self.seen.get(&message.topic).is_none_or(|seen| seen.state != state || seen.payload != message.payload);
+                self.seen.get(&message.topic).is_none_or(|seen| seen.state != state || seen.stored_us != stored_us);
             if news {
                 self.tell(&message.topic, &message.payload, &state).await;
             }
-            self.seen.insert(message.topic.clone(), Seen { payload: message.payload.clone(), state });
+            self.seen.insert(message.topic.clone(), Seen { stored_us, state });
         }
         let retained = self.parts.log.retained();
         self.seen.retain(|topic, _| retained.get(topic).is_some());

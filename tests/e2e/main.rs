@@ -3,6 +3,8 @@
 mod crash;
 mod delivery;
 mod hostile;
+mod mistakes;
+mod update;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_millwright-under-test");

@@ -187,9 +187,33 @@ pub fn write_config(dir: &Path, extra: &str) -> anyhow::Result<PathBuf> {
 /// Runs the program to its end.
 ///
 /// # Errors
-/// It cannot be started.
+/// It cannot be started, or it does not end; it is killed then.
 pub fn run(program: &str, arguments: &[&str]) -> anyhow::Result<Output> {
-    Ok(Command::new(program).args(arguments).stdin(Stdio::null()).output()?)
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    // Both are read while it runs: a full pipe would hold it up.
+    let stdout = child.stdout.take().context("the child's stdout is piped")?;
+    let stderr = child.stderr.take().context("the child's stderr is piped")?;
+    let stdout = std::thread::spawn(move || bytes_of(stdout));
+    let stderr = std::thread::spawn(move || bytes_of(stderr));
+    let ended = wait_for(&format!("`{}` to end", arguments.join(" ")), || child.try_wait().ok().flatten());
+    if ended.is_err() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let (stdout, stderr) = (stdout.join().unwrap_or_default(), stderr.join().unwrap_or_default());
+    let status = ended.with_context(|| String::from_utf8_lossy(&stderr).into_owned())?;
+    Ok(Output { status, stdout, stderr })
+}
+
+fn bytes_of(mut stream: impl Read) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let _ = stream.read_to_end(&mut bytes);
+    bytes
 }
 
 /// Reads the messages of a log file behind an offset with plain SQLite: offset, topic, payload.
@@ -220,11 +244,4 @@ pub fn read_log_after(data_dir: &Path, offset: i64) -> anyhow::Result<Vec<(i64, 
 
 fn address(line: &str, key: &str) -> Option<SocketAddr> {
     line.split(key).nth(1)?.split_whitespace().next()?.parse().ok()
-}
-
-/// Reads a stream to its end as text.
-pub fn text_of(mut stream: impl Read) -> String {
-    let mut text = String::new();
-    let _ = stream.read_to_string(&mut text);
-    text
 }

@@ -129,7 +129,9 @@ async fn push(arguments: &PushArguments, manifest: &Manifest, file: &[u8]) -> an
     let mut answer = None;
     let sha256 = manifest.sha256().to_string();
     let mut taken = |event: &Event| {
+        // A retained answer is from an earlier push.
         if let Event::Incoming(Packet::Publish(publish)) = event
+            && !publish.retain
             && let Ok(value) = serde_json::from_slice::<Value>(&publish.payload)
             && value.get("sha256").and_then(Value::as_str) == Some(&sha256)
             && value.get("state").and_then(Value::as_str) != Some("staged")

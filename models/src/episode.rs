@@ -5,11 +5,11 @@
 //!
 //! ```text
 //! Ok          score > 1                        → Alarm, peak = score
-//! Alarm       peak = max(peak, score);  score < 0.6 → Ok;  score < 0.5·peak → Recovering, low = score
+//! Alarm       peak = max(peak, score);  score < 0.6 → Ok;  score < 0.6·peak → Recovering, low = score
 //! Recovering  low = min(low, score);    score < 0.6 → Ok;  score > 1 and score > 2·low → Alarm, peak = score
 //! ```
 //!
-//! A machine that was badly off and comes back half-way is recovering, not in alarm: its score is still above the threshold
+//! A machine that was badly off and comes a good part of the way back is recovering, not in alarm: its score is still above the threshold
 //! because a trailing mean and warm parts take time. It alarms again only if it turns around for the worse.
 
 use serde::{Deserialize, Serialize};
@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 pub const ALARM_ABOVE: f32 = 1.0;
 /// An episode ends below this score. The gap to [`ALARM_ABOVE`] keeps a score that hovers at the threshold from flapping.
 pub const OK_BELOW: f32 = 0.6;
-/// An alarm that has fallen below this share of its peak is recovering.
-pub const RECOVERING_BELOW_PEAK_SHARE: f32 = 0.5;
+/// An alarm that has fallen below this share of its peak is recovering. Detection changes little between 0.4 and 0.6; the upper end
+/// ends an alarm sooner when a machine recovers, and so gives the fewest false alarms.
+pub const RECOVERING_BELOW_PEAK_SHARE: f32 = 0.6;
 /// A recovery that has risen above this multiple of its lowest score is an alarm again.
 pub const ALARM_ABOVE_LOW_MULTIPLE: f32 = 2.0;
 
@@ -118,7 +119,7 @@ mod tests {
         // Exactly at a boundary nothing changes; just past it, it does.
         check(&[1.0, 1.000_001], &[Ok, Alarm]);
         check(&[1.1, 0.6, 0.599_99], &[Alarm, Alarm, Ok]);
-        check(&[4.0, 2.0, 1.999_9], &[Alarm, Alarm, Recovering]);
+        check(&[5.0, 3.000_1, 2.999_9], &[Alarm, Alarm, Recovering]);
         check(&[4.0, 1.5, 0.75, 1.5, 1.500_1], &[Alarm, Recovering, Recovering, Recovering, Alarm]);
         check(&[4.0, 1.5, 0.6, 0.599_99], &[Alarm, Recovering, Recovering, Ok]);
     }
@@ -132,7 +133,7 @@ mod tests {
     #[test]
     fn a_new_peak_moves_the_recovery_level() {
         // The peak is the highest score of the episode, including the present one.
-        check(&[2.0, 6.0, 3.1, 2.9], &[Alarm, Alarm, Alarm, Recovering]);
+        check(&[2.0, 6.0, 3.7, 3.5], &[Alarm, Alarm, Alarm, Recovering]);
     }
 
     #[test]

@@ -247,7 +247,7 @@ pub(crate) struct TopicCache {
 const TOPIC_CACHE_BYTES_MAX: usize = 16 * 1024;
 
 impl TopicCache {
-    fn parse(&mut self, name: &[u8]) -> Result<TopicName, DecodeError> {
+    pub(crate) fn parse(&mut self, name: &[u8]) -> Result<TopicName, DecodeError> {
         let name =
             std::str::from_utf8(name).map_err(|_| DecodeError::malformed("MQTT-1.5.4-1", "the topic is not UTF-8"))?;
         if let Some(topic) = self.topics.get(name) {

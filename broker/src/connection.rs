@@ -1,0 +1,417 @@
+//! The async shell around one [`Session`]: socket, clock, log and live fan-out.
+//!
+//! One task per connection, which never blocks and never waits for its client alone: it reads, writes, awaits commits,
+//! the log, live fan-out and the clock together. It stops reading when the session says so. All packets of a read go to
+//! the log as one batch, and up to [`appends::APPENDS_MAX`] batches are on their way at a time, answered in order.
+
+mod appends;
+mod feed;
+mod io;
+
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Sleep, sleep_until, timeout};
+
+use crate::auth::Login;
+use crate::codec::{Connect, Decoder, Reason};
+use crate::log::Offset;
+use crate::message::Message;
+use crate::registry::Place;
+use crate::server::{Hub, utc_us};
+use crate::session::{Ended, Event, Moment, Session};
+use crate::stats::count;
+use appends::Appends;
+use feed::Feed;
+use io::Io;
+
+/// How long the output may stand still before the client counts as gone: it reads nothing.
+const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
+
+/// How long the end of a connection waits for its publishes and its will to be on disk.
+const FINISH_MAX: Duration = Duration::from_secs(2);
+
+/// How long the last bytes may take to leave, and how long the client may take to close its end.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
+const LINGER_MAX: Duration = Duration::from_millis(200);
+
+/// How long a takeover waits for the connection it replaces; that one needs [`FINISH_MAX`] at most.
+const TAKEOVER_MAX: Duration = Duration::from_secs(10);
+
+/// Pause of a publisher that live fan-out or the log cannot keep up with at QoS 0.
+const THROTTLE: Duration = Duration::from_millis(1);
+
+/// Serves one connection to its end.
+pub(crate) async fn serve<S>(
+    hub: Arc<Hub>,
+    stream: S,
+    peer: SocketAddr,
+    connecting: OwnedSemaphorePermit,
+    stop: watch::Receiver<bool>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    count(&hub.counters.connections, 1);
+    let mut connection = Connection::new(&hub, stream, peer.ip(), connecting, stop);
+    connection.run().await;
+    connection.finish().await;
+    hub.counters.connections.fetch_sub(1, Ordering::Relaxed);
+}
+
+struct Connection<S> {
+    hub: Arc<Hub>,
+    peer: IpAddr,
+    io: Io<S>,
+    session: Session,
+    decoder: Decoder,
+    input: BytesMut,
+    appends: Appends,
+    feed: Feed,
+    head: watch::Receiver<Offset>,
+    /// Until the client is accepted.
+    connecting: Option<OwnedSemaphorePermit>,
+    /// From then on.
+    place: Option<Place>,
+    stop: watch::Receiver<bool>,
+    will: Option<Message>,
+    closed: bool,
+    timer: Pin<Box<Sleep>>,
+    timer_at: Option<Instant>,
+}
+
+/// What woke the connection up.
+enum Wake {
+    Io(std::io::Result<io::Progress>),
+    Appended(appends::Outcome),
+    Fed(feed::Fed),
+    /// The head of the log moved, or a deadline passed.
+    Look,
+    Close(Reason),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    fn new(
+        hub: &Arc<Hub>,
+        stream: S,
+        peer: IpAddr,
+        connecting: OwnedSemaphorePermit,
+        stop: watch::Receiver<bool>,
+    ) -> Connection<S> {
+        let now = Instant::now();
+        Connection {
+            peer,
+            io: Io::new(stream),
+            session: Session::new(Arc::clone(&hub.limits), Arc::clone(&hub.authorize), now),
+            decoder: Decoder::server(hub.limits.packet_bytes_max),
+            input: BytesMut::new(),
+            appends: Appends::default(),
+            feed: Feed::new(&hub.live),
+            head: hub.log.watch_head(),
+            connecting: Some(connecting),
+            place: None,
+            stop,
+            will: None,
+            closed: false,
+            timer: Box::pin(sleep_until(now.into())),
+            timer_at: None,
+            hub: Arc::clone(hub),
+        }
+    }
+
+    fn moment(&mut self) -> Moment {
+        Moment { at: Instant::now(), utc_us: utc_us(), head: *self.head.borrow_and_update() }
+    }
+
+    async fn run(&mut self) {
+        while !self.closed {
+            let moment = self.moment();
+            self.session.handle_timeout(moment.at);
+            let busy = self.decode(moment);
+            self.session.pump(moment);
+            self.handle_events().await;
+            self.append(moment);
+            self.feed.fetch(&self.hub.log, &self.session, moment);
+            if self.closed {
+                return;
+            }
+            if busy {
+                tokio::time::sleep(THROTTLE).await;
+            }
+            tokio::task::coop::consume_budget().await;
+            let wake = self.wait().await;
+            self.on_wake(wake);
+        }
+    }
+
+    /// Hands the packets that are there to the session; true if publishing should slow down.
+    fn decode(&mut self, moment: Moment) -> bool {
+        while self.session.wants_packets() {
+            match self.decoder.decode(&mut self.input) {
+                Ok(Some(packet)) => self.session.handle(packet, moment),
+                Ok(None) => break,
+                Err(error) => self.session.malformed(error, self.decoder.version()),
+            }
+        }
+        let volatile = self.session.take_volatile();
+        if volatile.is_empty() {
+            return false;
+        }
+        count(&self.hub.counters.received_volatile, volatile.len() as u64);
+        let refused = self.log_telemetry(&volatile, moment);
+        self.hub.live.publish(&volatile) || refused
+    }
+
+    /// Logs the QoS 0 messages that are telemetry; true if some were not.
+    fn log_telemetry(&self, volatile: &[Message], moment: Moment) -> bool {
+        let filters = &self.hub.telemetry;
+        let is_telemetry = |message: &&Message| filters.iter().any(|filter| filter.matches(&message.topic));
+        let telemetry: Vec<_> = volatile
+            .iter()
+            .filter(is_telemetry)
+            .map(|message| appends::append(message.clone(), true, moment.utc_us))
+            .collect();
+        match self.hub.log.try_append(telemetry) {
+            Ok(()) => false,
+            Err(full) => {
+                count(&self.hub.counters.telemetry_not_logged, full.batch.len() as u64);
+                true
+            }
+        }
+    }
+
+    fn append(&mut self, moment: Moment) {
+        while self.appends.has_room() {
+            let batch = self.session.take_durable(appends::BATCH_ROWS_MAX, appends::BATCH_BYTES_MAX);
+            if batch.is_empty() {
+                return;
+            }
+            self.appends.push(&self.hub, batch, moment.utc_us);
+        }
+    }
+
+    async fn handle_events(&mut self) {
+        while let Some(event) = self.session.poll_event() {
+            match event {
+                Event::Connect(connect) => self.connect(&connect).await,
+                Event::Watch { filter, before, after } => {
+                    let slot = self.feed.watch(&self.hub.live, &filter, before, after);
+                    self.session.live_changed(&filter, slot);
+                }
+                Event::FetchRetained(filter) => {
+                    let messages = self.hub.log.retained().matching(&filter);
+                    let moment = self.moment();
+                    self.session.retained(filter, messages, moment);
+                }
+                Event::Will(will) => self.will = Some(will),
+                Event::Close => self.closed = true,
+            }
+        }
+        self.feed.apply(&self.hub.live);
+        if self.session.awaits_live() && self.feed.is_ready(Instant::now()) {
+            self.session.live_ready();
+            let moment = self.moment();
+            self.session.pump(moment);
+            Box::pin(self.handle_events()).await;
+        }
+    }
+
+    /// Authenticates, takes the client identifier, and answers CONNECT.
+    async fn connect(&mut self, connect: &Connect) {
+        let username = connect.username.as_ref().map(|name| name.as_str());
+        let login = self.hub.authenticator.login(self.peer, username, connect.password.as_deref()).await;
+        let refusal = match login {
+            Login::Accepted => None,
+            Login::Wrong => Some(Reason::BadUserNameOrPassword),
+            Login::TooMany => Some(Reason::ConnectionRateExceeded),
+        };
+        if let Some(reason) = refusal {
+            tracing::info!(peer = %self.peer, username, %reason, "client refused");
+            return self.session.refuse(reason);
+        }
+        let number = self.hub.next_number();
+        let wish = connect.client_id.as_str();
+        let assigned = if wish.is_empty() { assigned_client_id() } else { None };
+        if wish.is_empty() && assigned.is_none() {
+            return self.session.refuse(Reason::ServerUnavailable);
+        }
+        let (place, predecessor) = self.hub.registry.take(assigned.as_deref().unwrap_or(wish), number);
+        let close = place.close.clone();
+        self.place = Some(place);
+        if let Some(predecessor) = predecessor {
+            count(&self.hub.counters.takeovers, 1);
+            tokio::select! {
+                waited = timeout(TAKEOVER_MAX, predecessor.gone()) => if waited.is_err() {
+                    return self.session.refuse(Reason::ServerBusy);
+                },
+                () = replaced(close) => return self.session.refuse(Reason::SessionTakenOver),
+                () = stopped(&mut self.stop) => return self.session.refuse(Reason::ServerShuttingDown),
+            }
+        }
+        self.connecting = None;
+        let moment = self.moment();
+        self.session.accept(number, assigned.as_deref(), moment);
+        tracing::debug!(peer = %self.peer, client = %self.session.identity().client_id, "client connected");
+    }
+
+    /// Waits for anything that the session should know of.
+    async fn wait(&mut self) -> Wake {
+        let now = Instant::now();
+        let reads = self.session.wants_packets();
+        self.session.hold_keep_alive(!reads, now);
+        self.arm_timer();
+        let waits_for_head = self.feed.waits_for_head(&self.session);
+        let place = self.place.as_mut();
+        tokio::select! {
+            progress = self.io.progress(&mut self.input, self.session.output(), reads) => Wake::Io(progress),
+            outcome = self.appends.next(), if !self.appends.is_empty() => Wake::Appended(outcome),
+            fed = self.feed.next(&self.hub.live) => Wake::Fed(fed),
+            _ = self.head.changed(), if waits_for_head => Wake::Look,
+            () = &mut self.timer, if self.timer_at.is_some() => {
+                self.timer_at = None;
+                Wake::Look
+            }
+            reason = told_to_close(place) => Wake::Close(reason),
+            () = stopped(&mut self.stop) => Wake::Close(Reason::ServerShuttingDown),
+        }
+    }
+
+    /// The timer only ever moves when a deadline is nearer than before; a later one is found when it fires.
+    fn arm_timer(&mut self) {
+        let deadlines = [
+            self.session.poll_timeout(),
+            self.feed.deadline(),
+            self.io.stalled_since().map(|since| since + WRITE_STALL_MAX),
+        ];
+        let Some(deadline) = deadlines.into_iter().flatten().min() else { return };
+        if self.timer_at.is_none_or(|at| deadline < at) {
+            self.timer.as_mut().reset(deadline.into());
+            self.timer_at = Some(deadline);
+        }
+    }
+
+    fn on_wake(&mut self, wake: Wake) {
+        match wake {
+            Wake::Io(Ok(io::Progress::Closed)) | Wake::Io(Err(_)) => self.session.disconnected(),
+            Wake::Io(Ok(io::Progress::Moved)) => {}
+            Wake::Appended(outcome) => self.on_appended(outcome),
+            Wake::Fed(fed) => {
+                let moment = self.moment();
+                self.feed.deliver(fed, &mut self.session, &self.hub, moment);
+            }
+            Wake::Look => {
+                let stalled = self.io.stalled_since().is_some_and(|since| since.elapsed() >= WRITE_STALL_MAX);
+                if stalled {
+                    self.session.disconnected();
+                }
+            }
+            Wake::Close(reason) => self.session.shut(reason),
+        }
+    }
+
+    fn on_appended(&mut self, outcome: appends::Outcome) {
+        match outcome.result {
+            Ok(_) => {
+                count(&self.hub.counters.received_durable, outcome.rows as u64);
+                self.session.committed(outcome.rows, Reason::Success);
+                self.hub.live.publish(&outcome.live);
+            }
+            Err(error) => {
+                let reason = appends::reason(&error);
+                tracing::warn!(client = %self.session.identity().client_id, %error, "publishes refused");
+                self.session.committed(outcome.rows, reason);
+                if reason == Reason::ServerShuttingDown {
+                    self.session.shut(reason);
+                }
+            }
+        }
+    }
+
+    /// Ends what the session began: publishes to disk, the will, the client's place, the last bytes.
+    async fn finish(mut self) {
+        self.feed.close(&self.hub.live).await;
+        if timeout(FINISH_MAX, self.settle()).await.is_err() {
+            tracing::warn!(client = %self.session.identity().client_id, "publishes or the will of a closed connection were not on disk in time");
+        }
+        self.count_end();
+        // A client that comes back may do so now.
+        self.place = None;
+        self.connecting = None;
+        if self.session.ended() != Some(&Ended::Network) {
+            self.io.close(self.session.output(), FLUSH_MAX, LINGER_MAX).await;
+        }
+    }
+
+    async fn settle(&mut self) {
+        loop {
+            let moment = self.moment();
+            self.append(moment);
+            if self.appends.is_empty() {
+                break;
+            }
+            let outcome = self.appends.next().await;
+            self.on_appended(outcome);
+        }
+        let Some(will) = self.will.take() else { return };
+        count(&self.hub.counters.wills, 1);
+        let logged = will.qos > crate::message::QoS::AtMostOnce;
+        if logged || will.retain {
+            let append = appends::append(will.clone(), logged, utc_us());
+            if let Err(error) = self.hub.log.append(vec![append]).await {
+                tracing::warn!(topic = %will.topic, %error, "a will was not published");
+                return;
+            }
+        }
+        self.hub.live.publish(&[will]);
+    }
+
+    fn count_end(&mut self) {
+        self.feed.count(&mut self.session, &self.hub.counters);
+        let client = &self.session.identity().client_id;
+        let Some(ended) = self.session.ended() else { return };
+        match ended {
+            Ended::Malformed(_) | Ended::Protocol { .. } => {
+                count(&self.hub.counters.protocol_errors, 1);
+                tracing::info!(peer = %self.peer, %client, reason = %ended, "connection closed");
+            }
+            Ended::KeepAlive => count(&self.hub.counters.keep_alive_timeouts, 1),
+            Ended::Refused(_) => count(&self.hub.counters.refused, 1),
+            _ => {}
+        }
+        tracing::debug!(peer = %self.peer, %client, reason = %ended, "connection ended");
+    }
+}
+
+/// Resolves when another client takes this one's identifier.
+async fn told_to_close(place: Option<&mut Place>) -> Reason {
+    let Some(place) = place else { return std::future::pending().await };
+    let told = place.close.wait_for(Option::is_some).await.map(|reason| *reason);
+    match told {
+        Ok(reason) => reason.unwrap_or(Reason::AdministrativeAction),
+        // The entry is replaced only after the reason was sent.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Resolves when yet another client takes the identifier.
+async fn replaced(mut close: watch::Receiver<Option<Reason>>) {
+    // An error means that the entry is gone, which only a newer one does.
+    let _ = close.wait_for(Option::is_some).await;
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the broker was dropped.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// An identifier for a client that brought none; `None` if the system has no random numbers.
+fn assigned_client_id() -> Option<String> {
+    let mut random = [0_u8; 12];
+    getrandom::fill(&mut random).ok()?;
+    Some(random.iter().fold(String::from("mw-"), |id, byte| id + &format!("{byte:02x}")))
+}

@@ -1,0 +1,50 @@
+//! The bounds of the MQTT side, each with what it costs.
+
+use std::time::Duration;
+
+/// What clients may take. The defaults suit a gateway with 1 GiB of memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time. A quiet one costs about 10 KiB, one with subscriptions about 200 KiB.
+    pub connections_max: usize,
+    /// Connections at a time that have not been accepted yet: at most this many times
+    /// [`crate::codec::CONNECT_BYTES_MAX`] of memory for strangers.
+    pub connecting_max: usize,
+    /// How long a client may take from the first byte of TCP to its CONNECT.
+    pub connect_deadline: Duration,
+    /// The largest packet in bytes, either direction, with its fixed header.
+    pub packet_bytes_max: usize,
+    /// Subscriptions of one client.
+    pub subscriptions_max: usize,
+    /// QoS 1 and 2 messages on their way to one client, unless its receive maximum is smaller. An entry is 16 bytes.
+    pub inflight_max: u16,
+    /// QoS 1 and 2 messages on their way from one client; announced in MQTT 5.
+    pub receive_max: u16,
+    /// Topic aliases of one client, each direction; announced in MQTT 5.
+    pub topic_aliases_max: u16,
+    /// Bytes of one client's publishes that wait for the disk; beyond, its socket is not read.
+    pub inbound_bytes_max: usize,
+    /// Bytes waiting to be sent to one client; beyond, QoS 0 messages to it are skipped, others wait in the log, and its
+    /// socket is not read.
+    pub outbound_bytes_max: usize,
+    /// The longest keep-alive that is granted, in seconds; 0 grants any, also none. MQTT 5 clients are told.
+    pub keep_alive_max_s: u16,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections_max: 2_000,
+            connecting_max: 128,
+            connect_deadline: Duration::from_secs(10),
+            packet_bytes_max: 1024 * 1024,
+            subscriptions_max: 1_000,
+            inflight_max: 1_000,
+            receive_max: 1_000,
+            topic_aliases_max: 64,
+            inbound_bytes_max: 2 * 1024 * 1024,
+            outbound_bytes_max: 1024 * 1024,
+            keep_alive_max_s: 0,
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Which slots want a topic.
+//!
+//! Filters of all sessions are counted here; the first [`SLOTS`] different ones have a slot of their own, more share.
+
+use std::collections::HashMap;
+
+use super::{Channels, Space};
+use crate::message::QoS;
+use crate::session::{SLOTS, Slot};
+use crate::topic::{TopicFilter, TopicName};
+
+/// Topics whose slots are remembered: 16,384 × about 150 bytes = 2.4 MiB for usual topics.
+const TOPICS_MAX: usize = 16_384;
+
+#[derive(Debug)]
+struct Entry {
+    slot: Slot,
+    /// Sessions that want the filter's messages, by space.
+    wanted: [usize; 2],
+}
+
+/// The table of filters.
+#[derive(Debug)]
+pub(super) struct Slots {
+    filters: HashMap<TopicFilter, Entry>,
+    /// How many filters each slot has.
+    load: [usize; SLOTS],
+    topics: HashMap<TopicName, Channels>,
+}
+
+impl Default for Slots {
+    fn default() -> Slots {
+        Slots { filters: HashMap::new(), load: [0; SLOTS], topics: HashMap::new() }
+    }
+}
+
+/// The spaces from which a subscription at this QoS is fed live: at QoS 0 both; at QoS 1 and 2 durable messages come
+/// from the log.
+pub(super) fn spaces(qos: QoS) -> &'static [Space] {
+    match qos {
+        QoS::AtMostOnce => &[Space::Volatile, Space::Durable],
+        _ => &[Space::Volatile],
+    }
+}
+
+impl Slots {
+    /// Counts a subscription that changes; gives the slot of the filter if anybody still wants it.
+    pub(super) fn change(&mut self, filter: &TopicFilter, before: Option<QoS>, after: Option<QoS>) -> Option<Slot> {
+        if before == after {
+            return self.filters.get(filter).map(|entry| entry.slot);
+        }
+        self.topics.clear();
+        if after.is_some() && !self.filters.contains_key(filter) {
+            let slot = self.emptiest();
+            self.filters.insert(filter.clone(), Entry { slot, wanted: [0; 2] });
+            if let Some(load) = self.load.get_mut(usize::from(slot)) {
+                *load += 1;
+            }
+        }
+        let entry = self.filters.get_mut(filter)?;
+        for space in after.map(spaces).unwrap_or_default() {
+            entry.wanted[space.index()] += 1;
+        }
+        for space in before.map(spaces).unwrap_or_default() {
+            entry.wanted[space.index()] = entry.wanted[space.index()].saturating_sub(1);
+        }
+        let slot = entry.slot;
+        if entry.wanted == [0; 2] {
+            self.filters.remove(filter);
+            if let Some(load) = self.load.get_mut(usize::from(slot)) {
+                *load = load.saturating_sub(1);
+            }
+            return None;
+        }
+        Some(slot)
+    }
+
+    fn emptiest(&self) -> Slot {
+        let emptiest = self.load.iter().enumerate().min_by_key(|(_, load)| **load).map_or(0, |(slot, _)| slot);
+        // There are fewer slots than a `Slot` counts.
+        Slot::try_from(emptiest).unwrap_or_default()
+    }
+
+    /// Whether anybody wants anything, by space.
+    pub(super) fn any(&self) -> [bool; 2] {
+        let any = |space: usize| self.filters.values().any(|entry| entry.wanted[space] > 0);
+        [any(0), any(1)]
+    }
+
+    /// The channels that want a topic.
+    pub(super) fn wanting(&mut self, topic: &TopicName) -> Channels {
+        if let Some(channels) = self.topics.get(topic) {
+            return *channels;
+        }
+        let mut channels = [0; 2];
+        for (filter, entry) in &self.filters {
+            if filter.matches(topic) {
+                for (bits, wanted) in channels.iter_mut().zip(entry.wanted) {
+                    *bits |= u64::from(wanted > 0) << entry.slot;
+                }
+            }
+        }
+        if self.topics.len() >= TOPICS_MAX {
+            self.topics.clear();
+        }
+        self.topics.insert(topic.clone(), channels);
+        channels
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn filter(text: &str) -> TopicFilter {
+        TopicFilter::parse(text).unwrap()
+    }
+
+    // A filter keeps its slot while anybody wants it; a topic wants the slots of the filters that match it, by space.
+    #[test]
+    fn slots_are_counted_and_matched() {
+        let mut slots = Slots::default();
+        let topic = TopicName::parse("a/b").unwrap();
+        let one = slots.change(&filter("a/+"), None, Some(QoS::AtLeastOnce)).unwrap();
+        assert_eq!(slots.wanting(&topic), [1 << one, 0]);
+        assert_eq!(slots.change(&filter("a/+"), None, Some(QoS::AtMostOnce)), Some(one));
+        let other = slots.change(&filter("#"), None, Some(QoS::AtMostOnce)).unwrap();
+        assert_ne!(one, other);
+        assert_eq!(slots.wanting(&topic), [1 << one | 1 << other, 1 << one | 1 << other]);
+        assert_eq!(slots.change(&filter("a/+"), Some(QoS::AtMostOnce), None), Some(one));
+        assert_eq!(slots.wanting(&topic), [1 << one | 1 << other, 1 << other]);
+        assert_eq!(slots.change(&filter("a/+"), Some(QoS::AtLeastOnce), None), None);
+        assert_eq!(slots.change(&filter("#"), Some(QoS::AtMostOnce), None), None);
+        assert_eq!((slots.wanting(&topic), slots.any()), ([0; 2], [false; 2]));
+    }
+
+    // More filters than slots share slots, evenly.
+    #[test]
+    fn filters_share_slots_when_there_are_many() {
+        let mut slots = Slots::default();
+        for number in 0..3 * SLOTS {
+            slots.change(&filter(&format!("t/{number}")), None, Some(QoS::AtMostOnce)).unwrap();
+        }
+        assert_eq!(slots.load, [3; SLOTS]);
+        for number in 0..3 * SLOTS {
+            let channels = slots.wanting(&TopicName::parse(&format!("t/{number}")).unwrap());
+            assert_eq!(channels.map(u64::count_ones), [1, 1]);
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! The broker as a whole: the accept loop, what connections share, start and shutdown.
+//!
+//! Owns the listening socket and the tasks: one per connection, one for the watchdog of live fan-out, and the accept loop
+//! that joins them all. Shutdown order: stop accepting; every connection gets DISCONNECT 0x8B, hands its publishes and
+//! its will to the log, and ends; then the watchdog. The log is its owner's to close, afterwards.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::auth::{AllowAll, Authenticator, Authorize, Users};
+use crate::connection;
+use crate::limits::Limits;
+use crate::live::{self, Live};
+use crate::log::{Append, AppendError, Log, Offset};
+use crate::message::{Message, QoS};
+use crate::registry::Registry;
+use crate::stats::{BrokerStats, Counters, count};
+use crate::topic::TopicFilter;
+
+/// How long connections may take to end at shutdown.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
+
+/// Pause after a failed accept: no file descriptors, mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How to run a broker.
+#[derive(Debug, Clone)]
+pub struct BrokerConfig {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Who may connect; `None` lets everyone in.
+    pub users: Option<Users>,
+    /// Topics that are logged even at QoS 0.
+    pub telemetry: Vec<TopicFilter>,
+    /// What clients may do.
+    pub authorize: Arc<dyn Authorize>,
+    /// What clients may take.
+    pub limits: Limits,
+}
+
+impl Default for BrokerConfig {
+    fn default() -> BrokerConfig {
+        BrokerConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 1883)),
+            users: None,
+            telemetry: Vec::new(),
+            authorize: Arc::new(AllowAll),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Why the broker did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another process listens there.
+    #[error("{address} is in use by another process; stop it, or configure another port")]
+    InUse {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The system refused.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) authorize: Arc<dyn Authorize>,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) telemetry: Vec<TopicFilter>,
+    pub(crate) log: Log,
+    pub(crate) live: Live,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) counters: Counters,
+    numbers: AtomicU32,
+}
+
+impl Hub {
+    /// A number for a session; 0 is the gateway's own.
+    pub(crate) fn next_number(&self) -> u32 {
+        loop {
+            let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+            if number != 0 {
+                return number;
+            }
+        }
+    }
+}
+
+/// Microseconds since 1970 UTC.
+pub(crate) fn utc_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// A running broker. Dropped without [`Broker::shutdown`], it stops without a word to its clients.
+#[derive(Debug)]
+pub struct Broker {
+    hub: Arc<Hub>,
+    local_addr: SocketAddr,
+    stop: watch::Sender<bool>,
+    accepting: JoinHandle<()>,
+    watchdog: JoinHandle<()>,
+}
+
+impl Broker {
+    /// Listens and serves. The log must outlive the broker: close it after [`Broker::shutdown`].
+    ///
+    /// # Errors
+    /// [`BindError`] if the address cannot be listened on.
+    pub async fn bind(config: BrokerConfig, log: Log) -> Result<Broker, BindError> {
+        let address = config.listen;
+        let listener = TcpListener::bind(address).await.map_err(|source| match source.kind() {
+            std::io::ErrorKind::AddrInUse => BindError::InUse { address },
+            _ => BindError::Listen { address, source },
+        })?;
+        let local_addr = listener.local_addr().map_err(|source| BindError::Listen { address, source })?;
+        let live = Live::start(config.limits.connections_max).await;
+        let hub = Arc::new(Hub {
+            limits: Arc::new(config.limits),
+            authorize: config.authorize,
+            authenticator: Authenticator::new(config.users),
+            telemetry: config.telemetry,
+            log,
+            live: live.clone(),
+            registry: Arc::default(),
+            counters: Counters::default(),
+            numbers: AtomicU32::new(1),
+        });
+        let stop = watch::Sender::new(false);
+        let accepting = tokio::spawn(accept(Arc::clone(&hub), listener, stop.subscribe()));
+        let mut stopped = stop.subscribe();
+        let watchdog = tokio::spawn(live::watch(live, async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }));
+        Ok(Broker { hub, local_addr, stop, accepting, watchdog })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// A handle for the gateway's own publications.
+    pub fn publisher(&self) -> Publisher {
+        Publisher { hub: Arc::clone(&self.hub) }
+    }
+
+    /// Figures.
+    pub fn stats(&self) -> BrokerStats {
+        BrokerStats {
+            clients: self.hub.registry.len() as u64,
+            fan_out_dropped: self.hub.live.dropped(),
+            fan_out_restarts: self.hub.live.rebuilt(),
+            ..self.hub.counters.read()
+        }
+    }
+
+    /// Stops accepting, disconnects every client (0x8B in MQTT 5), and joins all tasks.
+    pub async fn shutdown(self) {
+        self.stop.send_replace(true);
+        // Either ended by panic only; there is nothing left to stop then.
+        let _ = self.accepting.await;
+        let _ = self.watchdog.await;
+    }
+
+    /// Crashes live fan-out, for tests of its watchdog.
+    #[doc(hidden)]
+    pub fn crash_fan_out(&self) {
+        self.hub.live.crash_router();
+    }
+}
+
+/// Publishes for the gateway itself. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Publisher {
+    hub: Arc<Hub>,
+}
+
+impl Publisher {
+    /// Publishes durably: resolves when the message, and its retained row if it asks for one, are on disk and live
+    /// subscribers were served. Gives its offset. Waits while the log is full.
+    ///
+    /// # Errors
+    /// An [`AppendError`]; nothing was published then.
+    pub async fn publish(&self, mut message: Message) -> Result<Offset, AppendError> {
+        message.qos = message.qos.max(QoS::AtLeastOnce);
+        message.origin = 0;
+        let append = Append { message: message.clone(), log: true, received_us: utc_us() };
+        let offset = self.hub.log.append(vec![append]).await?;
+        self.hub.live.publish(&[message]);
+        Ok(offset)
+    }
+
+    /// Publishes at QoS 0 to whoever is connected; retained in memory if the message asks for it. Never waits.
+    pub fn publish_volatile(&self, mut message: Message) {
+        message.qos = QoS::AtMostOnce;
+        message.origin = 0;
+        if message.retain
+            && let Err(error) = self.hub.log.retained().set_volatile(message.clone())
+        {
+            tracing::warn!(topic = %message.topic, %error, "a volatile message is not retained");
+        }
+        self.hub.live.publish(&[message]);
+    }
+}
+
+/// Accepts until told to stop, then waits for the connections to end.
+async fn accept(hub: Arc<Hub>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
+    let places = Arc::new(Semaphore::new(hub.limits.connections_max));
+    let connecting = Arc::new(Semaphore::new(hub.limits.connecting_max));
+    loop {
+        let accepted = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => break,
+            Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                report(ended);
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection; trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let permits = Arc::clone(&places).try_acquire_owned().ok();
+        let permits = permits.zip(Arc::clone(&connecting).try_acquire_owned().ok());
+        let Some((place, connecting)) = permits else {
+            count(&hub.counters.turned_away, 1);
+            continue;
+        };
+        count(&hub.counters.accepted, 1);
+        prepare(&stream);
+        let (hub, stop) = (Arc::clone(&hub), stop.clone());
+        connections.spawn(async move {
+            connection::serve(hub, stream, peer, connecting, stop).await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    let all = async {
+        while let Some(ended) = connections.join_next().await {
+            report(ended);
+        }
+    };
+    if tokio::time::timeout(SHUTDOWN_MAX, all).await.is_err() {
+        tracing::warn!(connections = connections.len(), "connections did not end in time and are cut off");
+        connections.shutdown().await;
+    }
+}
+
+fn prepare(stream: &TcpStream) {
+    // An acknowledgement must not wait for the client's next segment.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a connection's task panicked; the others go on");
+    }
+}

@@ -1,0 +1,337 @@
+//! One MQTT connection as a state machine.
+//!
+//! [`Session`] takes packets, the outcome of appends, messages to deliver and the time; it gives bytes to send
+//! ([`Session::output`]), batches to append ([`Session::take_durable`]), messages to fan out ([`Session::take_volatile`])
+//! and [`Event`]s. There is no socket, no clock, no database and no task in it: the shell around it
+//! (`connection.rs`) has those, and tests drive it by hand.
+//!
+//! The order of acknowledgements is the order of the publishes, whatever the reason they carry ([MQTT-4.6.0-2]). A
+//! PUBACK or PUBREC is sent only after [`Session::committed`] said that its message is on disk.
+//!
+//! Limits: see [`Limits`]. When one is reached, [`Session::wants_packets`] turns false and the shell stops reading.
+
+mod connect;
+mod deliver;
+mod publish;
+mod subscribe;
+mod subscriptions;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::auth::{Authorize, Identity};
+use crate::codec::{Ack, ConnAck, Connect, DecodeError, Disconnect, Packet, Reason, Version, encode};
+use crate::limits::Limits;
+use crate::log::Offset;
+use crate::message::{Message, QoS};
+use crate::topic::TopicFilter;
+
+pub(crate) use deliver::Live;
+pub(crate) use publish::Durable;
+pub(crate) use subscriptions::{SLOTS, Slot};
+
+/// What the shell knows about the world when it calls.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    /// For deadlines.
+    pub(crate) at: Instant,
+    /// For records and expiry, microseconds since 1970 UTC.
+    pub(crate) utc_us: i64,
+    /// The offset that the next logged message will get.
+    pub(crate) head: Offset,
+}
+
+/// Something for the shell to do.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Authenticate, take over, then [`Session::accept`] or [`Session::refuse`].
+    Connect(Box<Connect>),
+    /// The QoS that live fan-out of this filter is wanted with changed; then [`Session::live_changed`].
+    Watch { filter: TopicFilter, before: Option<QoS>, after: Option<QoS> },
+    /// Answer with [`Session::retained`].
+    FetchRetained(TopicFilter),
+    /// Append, if it is durable, and fan out; the connection did not end well.
+    Will(Message),
+    /// Flush the output and close the connection.
+    Close,
+}
+
+/// Why a session ended; for the log line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Ended {
+    #[error("the client disconnected")]
+    Disconnected,
+    #[error("the client disconnected and asked for its will")]
+    DisconnectedWithWill,
+    #[error("the client reported an error: {0}")]
+    ReportedByClient(Reason),
+    #[error("the client sent bytes that are not MQTT: {0}")]
+    Malformed(#[from] DecodeError),
+    #[error("the client broke the protocol: {what} [{clause}]")]
+    Protocol { reason: Reason, clause: &'static str, what: &'static str },
+    #[error("no CONNECT within the deadline")]
+    ConnectDeadline,
+    #[error("nothing from the client for one and a half keep-alives")]
+    KeepAlive,
+    #[error("refused: {0}")]
+    Refused(Reason),
+    #[error("closed by the broker: {0}")]
+    Broker(Reason),
+    #[error("the network connection broke")]
+    Network,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Waiting for CONNECT.
+    Connecting,
+    /// The shell authenticates.
+    Deciding,
+    Open,
+    Closed,
+}
+
+/// A connection's state machine.
+#[derive(Debug)]
+pub(crate) struct Session {
+    limits: Arc<Limits>,
+    authorize: Arc<dyn Authorize>,
+    phase: Phase,
+    version: Version,
+    identity: Identity,
+    /// Number of this session, in the messages it publishes.
+    number: u32,
+    /// From CONNECT until it is accepted.
+    connect: Option<Connect>,
+    will: Option<Message>,
+    /// `None`: the client need not speak.
+    deadline: Option<Instant>,
+    keep_alive: Option<Duration>,
+    /// The shell does not read, so silence is not the client's.
+    keep_alive_held: bool,
+    ended: Option<Ended>,
+    output: BytesMut,
+    events: VecDeque<Event>,
+    inbound: publish::Inbound,
+    outbound: deliver::Outbound,
+    subscriptions: subscriptions::Subscriptions,
+    pending_subacks: Vec<subscribe::PendingSubAck>,
+}
+
+impl Session {
+    /// A session for a connection made now.
+    pub(crate) fn new(limits: Arc<Limits>, authorize: Arc<dyn Authorize>, now: Instant) -> Session {
+        Session {
+            deadline: Some(now + limits.connect_deadline),
+            inbound: publish::Inbound::default(),
+            outbound: deliver::Outbound::new(&limits),
+            limits,
+            authorize,
+            phase: Phase::Connecting,
+            version: Version::V311,
+            identity: Identity::default(),
+            number: 0,
+            connect: None,
+            will: None,
+            keep_alive: None,
+            keep_alive_held: false,
+            ended: None,
+            output: BytesMut::new(),
+            events: VecDeque::new(),
+            subscriptions: subscriptions::Subscriptions::default(),
+            pending_subacks: Vec::new(),
+        }
+    }
+
+    /// A packet from the client.
+    pub(crate) fn handle(&mut self, packet: Packet, moment: Moment) {
+        match (self.phase, packet) {
+            (Phase::Connecting, Packet::Connect(connect)) => self.on_connect(*connect),
+            (Phase::Connecting | Phase::Deciding, _) => {
+                self.protocol_error("MQTT-3.1.0-1", "the first packet is not CONNECT");
+            }
+            (Phase::Open, packet) => {
+                self.deadline = self.keep_alive.map(|keep_alive| moment.at + keep_alive);
+                self.on_packet(packet, moment);
+            }
+            (Phase::Closed, _) => {}
+        }
+    }
+
+    fn on_packet(&mut self, packet: Packet, moment: Moment) {
+        match packet {
+            Packet::Publish(publish) => self.on_publish(publish),
+            Packet::PubRel(ack) => self.on_pubrel(&ack),
+            Packet::PubAck(ack) => self.on_puback(&ack),
+            Packet::PubRec(ack) => self.on_pubrec(&ack),
+            Packet::PubComp(ack) => self.on_pubcomp(&ack),
+            Packet::Subscribe(subscribe) => self.on_subscribe(subscribe, moment),
+            Packet::Unsubscribe(unsubscribe) => self.on_unsubscribe(unsubscribe),
+            Packet::PingReq => self.send(&Packet::PingResp),
+            Packet::Disconnect(disconnect) => self.on_disconnect(&disconnect),
+            Packet::Connect(_) => self.protocol_error("MQTT-3.1.0-2", "a second CONNECT"),
+            Packet::Auth(_) => {
+                self.protocol_error("MQTT-4.12.0-6", "AUTH without an authentication method in CONNECT");
+            }
+            Packet::ConnAck(_) | Packet::SubAck(_) | Packet::UnsubAck(_) | Packet::PingResp => {
+                self.protocol_error("MQTT-2.1.2", "a packet that only a server sends");
+            }
+        }
+    }
+
+    fn on_disconnect(&mut self, disconnect: &Disconnect) {
+        match disconnect.reason {
+            Reason::Success => {
+                self.will = None;
+                self.end(Ended::Disconnected);
+            }
+            Reason::DisconnectWithWill => self.end(Ended::DisconnectedWithWill),
+            reason => self.end(Ended::ReportedByClient(reason)),
+        }
+    }
+
+    /// The client's bytes cannot be read; `version` is what its CONNECT announced, if it came so far.
+    pub(crate) fn malformed(&mut self, error: DecodeError, version: Option<Version>) {
+        if self.phase == Phase::Connecting {
+            if let Some(version) = version {
+                self.version = version;
+                // 3.1.1 has no code for a malformed CONNECT: the connection is closed without an answer.
+                let answer = version == Version::V5 || error.reason == Reason::UnsupportedProtocolVersion;
+                if answer {
+                    self.send_connack(error.reason, Vec::new());
+                }
+            }
+            self.end(Ended::Malformed(error));
+        } else {
+            self.close(error.reason, Ended::Malformed(error));
+        }
+    }
+
+    /// The network connection is gone.
+    pub(crate) fn disconnected(&mut self) {
+        self.end(Ended::Network);
+    }
+
+    /// Ends the session from the broker's side: shutdown, takeover, administrative action.
+    pub(crate) fn shut(&mut self, reason: Reason) {
+        self.close(reason, Ended::Broker(reason));
+    }
+
+    /// The earliest time at which [`Session::handle_timeout`] has something to do.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        if self.keep_alive_held { None } else { self.deadline }
+    }
+
+    /// Looks at the deadlines.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if self.poll_timeout().is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        match self.phase {
+            Phase::Connecting => self.end(Ended::ConnectDeadline),
+            Phase::Open => self.close(Reason::KeepAliveTimeout, Ended::KeepAlive),
+            Phase::Deciding | Phase::Closed => self.deadline = None,
+        }
+    }
+
+    /// While the shell does not read, the client cannot be heard: its keep-alive stands still, and begins anew after.
+    pub(crate) fn hold_keep_alive(&mut self, held: bool, now: Instant) {
+        if self.phase != Phase::Open || held == self.keep_alive_held {
+            return;
+        }
+        self.keep_alive_held = held;
+        self.deadline = self.keep_alive.map(|keep_alive| now + keep_alive);
+    }
+
+    /// Whether [`Session::handle`] may be called. False while the shell decides, after the end, and while the client has
+    /// filled what the limits give it.
+    pub(crate) fn wants_packets(&self) -> bool {
+        let open = matches!(self.phase, Phase::Connecting | Phase::Open);
+        open && self.pending_subacks.is_empty()
+            && self.output.len() < self.limits.outbound_bytes_max
+            && self.inbound.has_room(&self.limits)
+    }
+
+    /// The next thing to do.
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Bytes to send; the shell takes them from the front.
+    pub(crate) fn output(&mut self) -> &mut BytesMut {
+        &mut self.output
+    }
+
+    /// Why the session ended, once it has.
+    pub(crate) fn ended(&self) -> Option<&Ended> {
+        self.ended.as_ref()
+    }
+
+    /// Who the client is.
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Whether the client was accepted and is served.
+    pub(crate) fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    fn send(&mut self, packet: &Packet) {
+        encode(packet, self.version, &mut self.output);
+    }
+
+    fn send_ack(&mut self, make: fn(Ack) -> Packet, ack: Ack) {
+        self.send(&make(ack));
+    }
+
+    fn send_connack(&mut self, reason: Reason, properties: Vec<crate::codec::Property>) {
+        self.send(&Packet::ConnAck(ConnAck { session_present: false, reason, properties }));
+    }
+
+    fn protocol_error(&mut self, clause: &'static str, what: &'static str) {
+        self.violation(Reason::ProtocolError, clause, what);
+    }
+
+    fn violation(&mut self, reason: Reason, clause: &'static str, what: &'static str) {
+        self.close(reason, Ended::Protocol { reason, clause, what });
+    }
+
+    /// Ends the session and tells an MQTT 5 client why.
+    fn close(&mut self, reason: Reason, ended: Ended) {
+        if self.phase == Phase::Open && self.version == Version::V5 {
+            self.send(&Packet::Disconnect(Disconnect { reason, properties: Vec::new() }));
+        }
+        self.end(ended);
+    }
+
+    /// Ends the session without a word; the will goes out unless DISCONNECT took it back.
+    fn end(&mut self, ended: Ended) {
+        if self.phase == Phase::Closed {
+            return;
+        }
+        self.phase = Phase::Closed;
+        self.deadline = None;
+        if let Some(will) = self.will.take() {
+            self.events.push_back(Event::Will(will));
+        }
+        self.events.push_back(Event::Close);
+        self.ended = Some(ended);
+    }
+}
+
+/// The properties of a list that travel with a message, in wire form.
+fn wire_properties(properties: &[crate::codec::Property]) -> Bytes {
+    let mut wire = BytesMut::new();
+    for property in properties {
+        if !matches!(property, crate::codec::Property::WillDelayInterval(_)) {
+            crate::codec::put_property(&mut wire, property);
+        }
+    }
+    wire.freeze()
+}

@@ -1,0 +1,252 @@
+//! Publishes from the client: what becomes of them and when they are acknowledged.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::{Ended, Session};
+use crate::codec::{Ack, MessageProperties, Packet, PacketId, Publish, Reason, Version};
+use crate::limits::Limits;
+use crate::message::{Message, QoS};
+use crate::topic::TopicName;
+
+/// Acknowledgements that a 3.1.1 client, which knows no receive maximum, may have us owe before its socket is not read
+/// any more. 24 bytes each.
+const ACKS_OWED_MAX: usize = 4_096;
+
+/// What a queued message costs besides its bytes.
+const MESSAGE_OVERHEAD_BYTES: usize = 200;
+
+/// A message for [`crate::log::Log::append`].
+#[derive(Debug, Clone)]
+pub(crate) struct Durable {
+    pub(crate) message: Message,
+    /// False: only the retained row (a retained QoS 0 message).
+    pub(crate) log: bool,
+}
+
+/// An acknowledgement that waits for its turn.
+#[derive(Debug)]
+struct Owed {
+    /// How many durable messages of this session must be on disk first.
+    after: u64,
+    packet_id: PacketId,
+    qos2: bool,
+    /// The last of those is what it acknowledges.
+    own: bool,
+    reason: Reason,
+}
+
+/// What came in and is not finished.
+#[derive(Debug, Default)]
+pub(super) struct Inbound {
+    owed: VecDeque<Owed>,
+    /// How many of them are PUBACKs.
+    owed_qos1: usize,
+    /// QoS 2 identifiers between PUBLISH and PUBREL; true once PUBREC was sent.
+    received: HashMap<PacketId, bool>,
+    /// Not yet taken by the shell.
+    durable: VecDeque<Durable>,
+    volatile: Vec<Message>,
+    /// Sizes of the durable messages that are not committed yet, in order.
+    uncommitted: VecDeque<usize>,
+    uncommitted_bytes: usize,
+    /// Durable messages ever, and how many of them are settled.
+    durable_count: u64,
+    settled_count: u64,
+    aliases: Vec<Option<TopicName>>,
+}
+
+impl Inbound {
+    pub(super) fn has_room(&self, limits: &Limits) -> bool {
+        self.uncommitted_bytes < limits.inbound_bytes_max && self.owed.len() < ACKS_OWED_MAX
+    }
+}
+
+impl Session {
+    pub(super) fn on_publish(&mut self, publish: Publish) {
+        if !publish.subscription_identifiers.is_empty() {
+            return self.protocol_error("MQTT-3.3.4-6", "a client's PUBLISH has a subscription identifier");
+        }
+        let Some(topic) = self.resolve_alias(&publish) else { return };
+        if publish.qos != QoS::AtMostOnce && self.exceeds_receive_max(&publish) {
+            let what = "more unacknowledged publishes than the receive maximum";
+            return self.violation(Reason::ReceiveMaximumExceeded, "MQTT-3.3.4-9", what);
+        }
+        if let Err(reason) = self.check_publish(&publish, &topic) {
+            return self.reject(&publish, reason);
+        }
+        let message = Message {
+            topic,
+            payload: publish.payload,
+            properties: publish.properties,
+            qos: publish.qos,
+            retain: publish.retain,
+            origin: self.number,
+        };
+        match (publish.qos, publish.packet_id) {
+            (QoS::AtMostOnce, _) if publish.retain => self.enqueue(message, false),
+            (QoS::AtMostOnce, _) | (_, None) => self.inbound.volatile.push(message),
+            (QoS::AtLeastOnce, Some(packet_id)) => {
+                self.enqueue(message, true);
+                self.owe(packet_id, false, true, Reason::Success);
+            }
+            (QoS::ExactlyOnce, Some(packet_id)) => {
+                // A second PUBLISH with an identifier that PUBREL has not released is the same message. [MQTT-4.3.3-10]
+                let new = self.inbound.received.insert(packet_id, false).is_none();
+                if new {
+                    self.enqueue(message, true);
+                }
+                self.owe(packet_id, true, new, Reason::Success);
+            }
+        }
+    }
+
+    /// The topic, by name or by alias. An alias is remembered for this connection only. [MQTT-3.3.2-7]
+    fn resolve_alias(&mut self, publish: &Publish) -> Option<TopicName> {
+        let Some(alias) = publish.topic_alias else { return publish.topic.clone() };
+        if alias == 0 || alias > self.limits.topic_aliases_max {
+            self.violation(Reason::TopicAliasInvalid, "MQTT-3.3.2-9", "the topic alias is above the maximum");
+            return None;
+        }
+        let index = usize::from(alias);
+        if let Some(topic) = &publish.topic {
+            if self.inbound.aliases.len() <= index {
+                self.inbound.aliases.resize(index + 1, None);
+            }
+            if let Some(entry) = self.inbound.aliases.get_mut(index) {
+                *entry = Some(topic.clone());
+            }
+            return Some(topic.clone());
+        }
+        let known = self.inbound.aliases.get(index).cloned().flatten();
+        if known.is_none() {
+            self.protocol_error("MQTT-3.3.2.3.4", "the topic alias was never given a topic");
+        }
+        known
+    }
+
+    fn exceeds_receive_max(&self, publish: &Publish) -> bool {
+        let resent = publish.packet_id.is_some_and(|id| self.inbound.received.contains_key(&id));
+        // QoS 2 counts until PUBCOMP, QoS 1 until PUBACK. [MQTT-4.9]
+        let open = self.inbound.owed_qos1 + self.inbound.received.len();
+        self.version == Version::V5 && !resent && open >= usize::from(self.limits.receive_max)
+    }
+
+    fn check_publish(&self, publish: &Publish, topic: &TopicName) -> Result<(), Reason> {
+        // Statistics come from the broker alone. [MQTT-4.7.2]
+        if topic.as_str().starts_with("$SYS/") || !self.authorize.may_publish(&self.identity, topic) {
+            return Err(Reason::NotAuthorized);
+        }
+        if !publish.properties.is_empty()
+            && MessageProperties::read(&publish.properties).payload_is_text
+            && std::str::from_utf8(&publish.payload).is_err()
+        {
+            return Err(Reason::PayloadFormatInvalid);
+        }
+        Ok(())
+    }
+
+    /// Refuses a publish: MQTT 5 says why; 3.1.1 can only close, since an acknowledgement means on disk here.
+    fn reject(&mut self, publish: &Publish, reason: Reason) {
+        match (self.version, publish.packet_id) {
+            (_, None) if reason == Reason::NotAuthorized => {}
+            (_, None) => self.violation(reason, "MQTT-3.3.2.3.2", "a QoS 0 publish that cannot be accepted"),
+            (Version::V5, Some(packet_id)) => self.owe(packet_id, publish.qos == QoS::ExactlyOnce, false, reason),
+            (Version::V311, Some(_)) => {
+                self.violation(reason, "MQTT-3.3.5-2 of 3.1.1", "a publish that cannot be accepted");
+            }
+        }
+    }
+
+    fn enqueue(&mut self, message: Message, log: bool) {
+        let bytes = message.payload.len() + message.properties.len() + MESSAGE_OVERHEAD_BYTES;
+        self.inbound.uncommitted.push_back(bytes);
+        self.inbound.uncommitted_bytes += bytes;
+        self.inbound.durable_count += 1;
+        self.inbound.durable.push_back(Durable { message, log });
+    }
+
+    fn owe(&mut self, packet_id: PacketId, qos2: bool, own: bool, reason: Reason) {
+        let after = self.inbound.durable_count;
+        self.inbound.owed.push_back(Owed { after, packet_id, qos2, own, reason });
+        self.inbound.owed_qos1 += usize::from(!qos2);
+        self.pay();
+    }
+
+    /// Durable messages for the next append, at most `rows_max` and about `bytes_max`; empty if there are none.
+    pub(crate) fn take_durable(&mut self, rows_max: usize, bytes_max: usize) -> Vec<Durable> {
+        let queue = &mut self.inbound.durable;
+        let mut bytes = 0;
+        let mut rows = 0;
+        for durable in queue.iter().take(rows_max) {
+            bytes += durable.message.payload.len() + durable.message.properties.len() + MESSAGE_OVERHEAD_BYTES;
+            if rows > 0 && bytes > bytes_max {
+                break;
+            }
+            rows += 1;
+        }
+        queue.drain(..rows).collect()
+    }
+
+    /// QoS 0 messages that are not retained, for live fan-out.
+    pub(crate) fn take_volatile(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.inbound.volatile)
+    }
+
+    /// The next `count` durable messages, in the order in which they were taken, are on disk (`Success`) or were refused.
+    pub(crate) fn committed(&mut self, count: usize, reason: Reason) {
+        for _ in 0..count {
+            let Some(bytes) = self.inbound.uncommitted.pop_front() else { break };
+            self.inbound.uncommitted_bytes = self.inbound.uncommitted_bytes.saturating_sub(bytes);
+            self.inbound.settled_count += 1;
+            if reason.is_error() {
+                self.settle_refused(reason);
+            }
+        }
+        self.pay();
+    }
+
+    fn settle_refused(&mut self, reason: Reason) {
+        let settled = self.inbound.settled_count;
+        // A QoS 0 message has no acknowledgement.
+        let owed = self.inbound.owed.iter_mut().take_while(|owed| owed.after <= settled);
+        if let Some(owed) = owed.filter(|owed| owed.own && owed.after == settled).next() {
+            owed.reason = reason;
+            if self.version == Version::V311 {
+                self.end(Ended::Broker(reason));
+            }
+        }
+    }
+
+    /// Sends the acknowledgements whose turn has come.
+    fn pay(&mut self) {
+        while self.inbound.owed.front().is_some_and(|owed| owed.after <= self.inbound.settled_count) {
+            let Some(Owed { packet_id, qos2, reason, .. }) = self.inbound.owed.pop_front() else { break };
+            if self.phase == super::Phase::Closed {
+                return;
+            }
+            if !qos2 {
+                self.inbound.owed_qos1 -= 1;
+                self.send_ack(Packet::PubAck, Ack::new(packet_id, reason));
+                continue;
+            }
+            if reason.is_error() {
+                self.inbound.received.remove(&packet_id);
+            } else if let Some(sent) = self.inbound.received.get_mut(&packet_id) {
+                *sent = true;
+            }
+            self.send_ack(Packet::PubRec, Ack::new(packet_id, reason));
+        }
+    }
+
+    pub(super) fn on_pubrel(&mut self, ack: &Ack) {
+        let reason = match self.inbound.received.get(&ack.packet_id) {
+            Some(false) => {
+                return self.protocol_error("MQTT-4.3.3-4", "PUBREL before PUBREC");
+            }
+            Some(true) => Reason::Success,
+            None => Reason::PacketIdentifierNotFound,
+        };
+        self.inbound.received.remove(&ack.packet_id);
+        self.send_ack(Packet::PubComp, Ack::new(ack.packet_id, reason));
+    }
+}

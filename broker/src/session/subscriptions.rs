@@ -1,0 +1,183 @@
+//! The subscriptions of one session, and which of them a message matches.
+//!
+//! A match is decided once per topic and remembered, at most [`DECISIONS_MAX`] topics, until a subscription changes. A
+//! message that several subscriptions match is delivered once, at the highest QoS that they grant, with all their
+//! identifiers. [MQTT-3.3.4-2], [MQTT-3.3.4-4]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::log::Offset;
+use crate::message::QoS;
+use crate::topic::{TopicFilter, TopicName};
+
+/// Topics whose matches are remembered: 4,096 × about 200 bytes = 800 KiB at worst.
+const DECISIONS_MAX: usize = 4_096;
+
+/// Slots of live fan-out; a bit each in a `u64`.
+pub(crate) const SLOTS: usize = 64;
+
+/// Through which channel of live fan-out a filter's messages come.
+pub(crate) type Slot = u8;
+
+/// One subscription.
+#[derive(Debug, Clone)]
+pub(super) struct Subscription {
+    pub(super) filter: TopicFilter,
+    pub(super) qos: QoS,
+    pub(super) no_local: bool,
+    pub(super) retain_as_published: bool,
+    pub(super) identifier: Option<u32>,
+    /// Messages of the log before this one are not for it.
+    pub(super) since: Offset,
+    pub(super) slot: Option<Slot>,
+}
+
+/// What several matching subscriptions make of a message together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Decision {
+    /// The highest that was granted.
+    pub(super) qos: QoS,
+    pub(super) retain_as_published: bool,
+    pub(super) identifiers: Box<[u32]>,
+    /// A live message comes once per slot; it is delivered when it comes through this one.
+    pub(super) slot: Option<Slot>,
+    /// Whether the message decides too: one of the subscriptions is no-local, or younger than the others.
+    no_local: bool,
+    since: Offset,
+}
+
+#[derive(Debug)]
+struct Remembered {
+    /// Identifiers of topics may be given to another topic one day.
+    topic: TopicName,
+    decision: Option<Arc<Decision>>,
+}
+
+/// The subscriptions.
+#[derive(Debug, Default)]
+pub(super) struct Subscriptions {
+    list: Vec<Subscription>,
+    by_id: HashMap<u32, Remembered>,
+    by_name: HashMap<TopicName, Option<Arc<Decision>>>,
+}
+
+impl Subscriptions {
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub(super) fn get(&self, filter: &TopicFilter) -> Option<&Subscription> {
+        self.list.iter().find(|subscription| subscription.filter == *filter)
+    }
+
+    /// Whether any subscription reads the log.
+    pub(super) fn read_log(&self) -> bool {
+        self.list.iter().any(|subscription| subscription.qos > QoS::AtMostOnce)
+    }
+
+    /// Adds a subscription or replaces the one with the same filter, which is returned.
+    pub(super) fn insert(&mut self, subscription: Subscription) -> Option<Subscription> {
+        self.forget();
+        match self.list.iter_mut().find(|known| known.filter == subscription.filter) {
+            Some(known) => Some(std::mem::replace(known, subscription)),
+            None => {
+                self.list.push(subscription);
+                None
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, filter: &str) -> Option<Subscription> {
+        let index = self.list.iter().position(|subscription| subscription.filter.as_written() == filter)?;
+        self.forget();
+        Some(self.list.swap_remove(index))
+    }
+
+    pub(super) fn set_slot(&mut self, filter: &TopicFilter, slot: Option<Slot>) {
+        self.forget();
+        if let Some(subscription) = self.list.iter_mut().find(|subscription| subscription.filter == *filter) {
+            subscription.slot = slot;
+        }
+    }
+
+    fn forget(&mut self) {
+        self.by_id.clear();
+        self.by_name.clear();
+    }
+
+    /// For a message of the log.
+    pub(super) fn decide_logged(
+        &mut self,
+        topic_id: u32,
+        topic: &TopicName,
+        from_me: bool,
+        offset: Offset,
+    ) -> Option<Arc<Decision>> {
+        let known = self.by_id.get(&topic_id).filter(|remembered| remembered.topic == *topic);
+        let decision = match known {
+            Some(remembered) => remembered.decision.clone(),
+            None => {
+                let decision = self.decide(topic, |_| true);
+                if self.by_id.len() >= DECISIONS_MAX {
+                    self.by_id.clear();
+                }
+                let remembered = Remembered { topic: topic.clone(), decision: decision.clone() };
+                self.by_id.insert(topic_id, remembered);
+                decision
+            }
+        }?;
+        if offset < decision.since || (from_me && decision.no_local) {
+            return self
+                .decide(topic, |subscription| offset >= subscription.since && !(from_me && subscription.no_local));
+        }
+        Some(decision)
+    }
+
+    /// For a live message.
+    pub(super) fn decide_live(&mut self, topic: &TopicName, from_me: bool) -> Option<Arc<Decision>> {
+        let decision = match self.by_name.get(topic) {
+            Some(decision) => decision.clone(),
+            None => {
+                let decision = self.decide(topic, |_| true);
+                if self.by_name.len() >= DECISIONS_MAX {
+                    self.by_name.clear();
+                }
+                self.by_name.insert(topic.clone(), decision.clone());
+                decision
+            }
+        }?;
+        if from_me && decision.no_local {
+            return self.decide(topic, |subscription| !subscription.no_local);
+        }
+        Some(decision)
+    }
+
+    fn decide(&self, topic: &TopicName, counts: impl Fn(&Subscription) -> bool) -> Option<Arc<Decision>> {
+        let mut matching =
+            self.list.iter().filter(|subscription| counts(subscription) && subscription.filter.matches(topic));
+        let first = matching.next()?;
+        let mut identifiers: Vec<u32> = first.identifier.into_iter().collect();
+        let mut decision = Decision {
+            qos: first.qos,
+            retain_as_published: first.retain_as_published,
+            identifiers: Box::default(),
+            slot: first.slot,
+            no_local: first.no_local,
+            since: first.since,
+        };
+        for subscription in matching {
+            decision.qos = decision.qos.max(subscription.qos);
+            decision.retain_as_published |= subscription.retain_as_published;
+            decision.no_local |= subscription.no_local;
+            decision.since = decision.since.max(subscription.since);
+            decision.slot = match (decision.slot, subscription.slot) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
+            identifiers.extend(subscription.identifier);
+        }
+        decision.identifiers = identifiers.into();
+        Some(Arc::new(decision))
+    }
+}

@@ -1,0 +1,86 @@
+//! What the broker counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Figures of a running broker; counts are since its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BrokerStats {
+    /// Connections now, those without CONNECT included.
+    pub connections: u64,
+    /// Clients that are served now.
+    pub clients: u64,
+    /// Connections accepted from the network.
+    pub accepted: u64,
+    /// Connections closed at once because of [`crate::Limits::connections_max`] or [`crate::Limits::connecting_max`].
+    pub turned_away: u64,
+    /// CONNECTs refused, wrong passwords among them.
+    pub refused: u64,
+    /// Connections that ended because the client broke the protocol.
+    pub protocol_errors: u64,
+    /// Connections that ended because nothing came for one and a half keep-alives.
+    pub keep_alive_timeouts: u64,
+    /// Clients that another with the same identifier replaced.
+    pub takeovers: u64,
+    /// Publishes received at QoS 0.
+    pub received_volatile: u64,
+    /// Publishes received that were committed: QoS 1 and 2, and retained ones at QoS 0.
+    pub received_durable: u64,
+    /// Publishes sent.
+    pub delivered: u64,
+    /// QoS 0 deliveries skipped because the subscriber was too slow.
+    pub skipped: u64,
+    /// QoS 0 deliveries dropped because fan-out was too slow.
+    pub fan_out_dropped: u64,
+    /// Deliveries not made because the client takes no packets of that size.
+    pub too_large: u64,
+    /// Deliveries not made because the message had expired.
+    pub expired: u64,
+    /// Messages that retention dropped before a subscriber had read them.
+    pub lost: u64,
+    /// Telemetry at QoS 0 that was not logged because the log's queue was full.
+    pub telemetry_not_logged: u64,
+    /// Wills published.
+    pub wills: u64,
+    /// How often fan-out was started again after it had died.
+    pub fan_out_restarts: u64,
+}
+
+macro_rules! counters {
+    ($($name:ident),* $(,)?) => {
+        /// The counts behind [`BrokerStats`].
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters { $(pub(crate) $name: AtomicU64,)* }
+
+        impl Counters {
+            pub(crate) fn read(&self) -> BrokerStats {
+                BrokerStats { $($name: self.$name.load(Ordering::Relaxed),)* ..BrokerStats::default() }
+            }
+        }
+    };
+}
+
+counters!(
+    connections,
+    accepted,
+    turned_away,
+    refused,
+    protocol_errors,
+    keep_alive_timeouts,
+    takeovers,
+    received_volatile,
+    received_durable,
+    delivered,
+    skipped,
+    too_large,
+    expired,
+    lost,
+    telemetry_not_logged,
+    wills,
+);
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, by: u64) {
+    if by > 0 {
+        counter.fetch_add(by, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,194 @@
+//! The newest committed messages, in memory, so that a consumer that keeps up never touches the disk.
+//!
+//! A chunk is one group commit. Whole chunks leave at the front when the bounds are exceeded
+//! (`Limits::tail_rows_max`, `Limits::tail_bytes_max`). Readers hold the lock only to clone references to chunks.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::limits::MESSAGE_OVERHEAD_BYTES;
+use super::{FetchLimit, Fetched, LogMessage, Offset};
+
+type Chunk = Arc<Vec<Arc<LogMessage>>>;
+
+#[derive(Debug)]
+struct Held {
+    chunk: Chunk,
+    first: u64,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    chunks: VecDeque<Held>,
+    rows: usize,
+    bytes: usize,
+    /// The offset behind the newest message.
+    head: u64,
+}
+
+/// The tail.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    state: Mutex<State>,
+    rows_max: usize,
+    bytes_max: usize,
+}
+
+impl Tail {
+    /// An empty tail of a log whose next offset is `head`.
+    pub(crate) fn new(head: u64, rows_max: usize, bytes_max: usize) -> Tail {
+        let state = State { chunks: VecDeque::new(), rows: 0, bytes: 0, head };
+        Tail { state: Mutex::new(state), rows_max, bytes_max }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every statement leaves the tail readable, so a panic elsewhere while it was held changes nothing.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds the messages of a commit, in offset order and following the last; `announce` is called with the new head
+    /// before any reader can see the messages.
+    pub(crate) fn push(&self, messages: Vec<Arc<LogMessage>>, announce: impl FnOnce(u64)) {
+        let (Some(first), Some(last)) = (messages.first(), messages.last()) else { return };
+        let (first, head) = (first.offset.0, last.offset.0 + 1);
+        let bytes = messages.iter().map(|message| message_bytes(message)).sum();
+        let mut gone = Vec::new();
+        let mut state = self.lock();
+        state.rows += messages.len();
+        state.bytes += bytes;
+        state.head = head;
+        announce(head);
+        state.chunks.push_back(Held { chunk: Arc::new(messages), first, bytes });
+        while state.rows > self.rows_max || state.bytes > self.bytes_max {
+            let Some(oldest) = state.chunks.pop_front() else { break };
+            state.rows -= oldest.chunk.len();
+            state.bytes -= oldest.bytes;
+            gone.push(oldest);
+        }
+        drop(state);
+        // Freeing thousands of messages takes a while; readers need not wait for it.
+        drop(gone);
+    }
+
+    /// Messages from `from` on, or `None` if the tail does not reach back so far.
+    pub(crate) fn read(&self, from: u64, limit: FetchLimit) -> Option<Fetched> {
+        let mut chunks: Vec<Chunk> = Vec::new();
+        let state = self.lock();
+        let first = state.chunks.front().map_or(state.head, |oldest| oldest.first);
+        if from < first || from > state.head {
+            return None;
+        }
+        let start = state.chunks.partition_point(|held| held.first <= from).saturating_sub(1);
+        let mut rows = 0;
+        let mut skip = 0;
+        for held in state.chunks.range(start..) {
+            if chunks.is_empty() {
+                skip = usize::try_from(from - held.first).unwrap_or(usize::MAX);
+            }
+            rows += held.chunk.len();
+            chunks.push(Arc::clone(&held.chunk));
+            if rows >= limit.rows.saturating_add(skip) {
+                break;
+            }
+        }
+        drop(state);
+        let mut messages = Vec::with_capacity(rows.saturating_sub(skip).min(limit.rows));
+        let mut bytes = 0;
+        for message in chunks.iter().flat_map(|chunk| chunk.iter()).skip(skip).take(limit.rows.max(1)) {
+            bytes += message_bytes(message);
+            if bytes > limit.bytes && !messages.is_empty() {
+                break;
+            }
+            messages.push(Arc::clone(message));
+        }
+        let next = messages.last().map_or(from, |last| last.offset.0 + 1);
+        Some(Fetched { messages, next: Offset(next), lost: None })
+    }
+
+    /// Messages and bytes held.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.rows, state.bytes)
+    }
+}
+
+/// What a message costs in memory.
+pub(crate) fn message_bytes(message: &LogMessage) -> usize {
+    message.message.payload.len() + message.message.properties.len() + MESSAGE_OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::message::{Message, QoS};
+    use crate::topic::TopicName;
+
+    fn chunk(offsets: std::ops::Range<u64>) -> Vec<Arc<LogMessage>> {
+        offsets
+            .map(|offset| {
+                let message = Message {
+                    topic: TopicName::parse("a").unwrap(),
+                    payload: Bytes::from_static(&[0; 40]),
+                    properties: Bytes::new(),
+                    qos: QoS::AtLeastOnce,
+                    retain: false,
+                    origin: 0,
+                };
+                Arc::new(LogMessage { offset: Offset(offset), received_us: 0, topic_id: 1, message })
+            })
+            .collect()
+    }
+
+    fn push(tail: &Tail, messages: Vec<Arc<LogMessage>>) {
+        let mut announced = 0;
+        tail.push(messages, |head| announced = head);
+        assert_eq!(announced, tail.lock().head);
+    }
+
+    fn offsets(tail: &Tail, from: u64, rows: usize, bytes: usize) -> Option<Vec<u64>> {
+        let fetched = tail.read(from, FetchLimit { rows, bytes })?;
+        assert_eq!(fetched.next.0, from + fetched.messages.len() as u64);
+        Some(fetched.messages.iter().map(|message| message.offset.0).collect())
+    }
+
+    // Reads cross chunks, start inside one, end at the limit, and find nothing at the head.
+    #[test]
+    fn reads_cross_chunks() {
+        let tail = Tail::new(5, 100, 1 << 20);
+        assert_eq!(offsets(&tail, 5, 10, 1_000), Some(vec![]));
+        assert_eq!(offsets(&tail, 4, 10, 1_000), None);
+        push(&tail, chunk(5..8));
+        push(&tail, chunk(8..9));
+        push(&tail, chunk(9..12));
+        assert_eq!(offsets(&tail, 5, 100, 10_000), Some(vec![5, 6, 7, 8, 9, 10, 11]));
+        assert_eq!(offsets(&tail, 6, 3, 10_000), Some(vec![6, 7, 8]));
+        assert_eq!(offsets(&tail, 8, 2, 10_000), Some(vec![8, 9]));
+        assert_eq!(offsets(&tail, 11, 5, 10_000), Some(vec![11]));
+        assert_eq!(offsets(&tail, 12, 5, 10_000), Some(vec![]));
+        assert_eq!(offsets(&tail, 13, 5, 10_000), None);
+        // Each message counts 200 bytes; one is given even if it is too large.
+        assert_eq!(offsets(&tail, 5, 100, 400), Some(vec![5, 6]));
+        assert_eq!(offsets(&tail, 5, 100, 399), Some(vec![5]));
+        assert_eq!(offsets(&tail, 5, 100, 1), Some(vec![5]));
+    }
+
+    // The oldest chunks leave when rows or bytes exceed their bound, not when they reach it.
+    #[test]
+    fn the_tail_is_bounded() {
+        let tail = Tail::new(1, 4, 1 << 20);
+        push(&tail, chunk(1..3));
+        push(&tail, chunk(3..5));
+        assert_eq!((tail.size(), offsets(&tail, 1, 1, 1)), ((4, 800), Some(vec![1])));
+        push(&tail, chunk(5..6));
+        assert_eq!((tail.size(), offsets(&tail, 1, 1, 1), offsets(&tail, 3, 1, 1)), ((3, 600), None, Some(vec![3])));
+        let tail = Tail::new(1, 100, 400);
+        push(&tail, chunk(1..3));
+        assert_eq!(tail.size(), (2, 400));
+        push(&tail, chunk(3..6));
+        assert_eq!((tail.size(), offsets(&tail, 6, 1, 1)), ((0, 0), Some(vec![])));
+    }
+}

@@ -1,0 +1,1 @@
+//! Damaged, foreign and newer databases.

@@ -1,0 +1,1 @@
+//! The quota, the full disk, and what is lost or kept.

@@ -125,7 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn moment(&mut self) -> Moment {
-        Moment { at: Instant::now(), utc_us: utc_us(), head: *self.head.borrow_and_update() }
+        Moment { at: Instant::now(), utc_us: utc_us(), head: self.hub.log.head() }
     }
 
     async fn run(&mut self) {
@@ -137,6 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.handle_events().await;
             self.append(moment);
             self.feed.fetch(&self.hub.log, &self.session, moment);
+            self.feed.count(&mut self.session, &self.hub.counters);
             if self.closed {
                 return;
             }
@@ -204,6 +205,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     self.session.live_changed(&filter, slot);
                 }
                 Event::FetchRetained(filter) => {
+                    self.retained_is_current().await;
                     let messages = self.hub.log.retained().matching(&filter);
                     let moment = self.moment();
                     self.session.retained(filter, messages, moment);
@@ -219,6 +221,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.session.pump(moment);
             Box::pin(self.handle_events()).await;
         }
+    }
+
+    /// The log moves its head, then the retained messages, then announces the head. A subscription that begins at the
+    /// head must find every retained message before it: waits the moment that this takes.
+    async fn retained_is_current(&mut self) {
+        let head = self.hub.log.head();
+        // An error means that the log is closed; what is there is what there is.
+        let _ = self.head.wait_for(|announced| *announced >= head).await;
     }
 
     /// Authenticates, takes the client identifier, and answers CONNECT.

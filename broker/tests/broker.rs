@@ -5,6 +5,7 @@ mod common;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use common::{Client, Gateway, connect, options, publish};
 use millwright_broker::codec::{
     Disconnect, Packet, Property, Reason, RetainHandling, SubscribeOptions, Text, Unsubscribe, Version, Will,
@@ -12,7 +13,6 @@ use millwright_broker::codec::{
 use millwright_broker::message::{Message, QoS};
 use millwright_broker::topic::{TopicFilter, TopicName};
 use millwright_broker::{Users, hash_password};
-use bytes::Bytes;
 
 const BOTH: [Version; 2] = [Version::V311, Version::V5];
 const ALL: [QoS; 3] = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce];
@@ -97,7 +97,9 @@ async fn retained_messages() {
     let mut publisher = Client::connect(gateway.addr(), Version::V311, "p").await;
     for qos in ALL {
         let topic = format!("r/{}", qos as u8);
-        publisher.publish_with(millwright_broker::codec::Publish { retain: true, ..publish(&topic, qos, b"kept") }).await;
+        publisher
+            .publish_with(millwright_broker::codec::Publish { retain: true, ..publish(&topic, qos, b"kept") })
+            .await;
     }
     let empty = millwright_broker::codec::Publish { retain: true, ..publish("r/1", QoS::AtLeastOnce, b"") };
     publisher.publish_with(empty).await;
@@ -255,10 +257,10 @@ async fn own_publications() {
     publisher.publish_volatile(message("mw/health"));
     let mut got = [subscriber.message().await, subscriber.message().await].map(|got| (got.qos, got.topic.unwrap()));
     got.sort();
-    assert_eq!(got.map(|(qos, topic)| (qos as u8, topic.as_str().to_owned())), [
-        (0, "mw/health".to_owned()),
-        (1, "mw/alert".to_owned())
-    ]);
+    assert_eq!(
+        got.map(|(qos, topic)| (qos as u8, topic.as_str().to_owned())),
+        [(0, "mw/health".to_owned()), (1, "mw/alert".to_owned())]
+    );
     let mut late = Client::connect(gateway.addr(), Version::V5, "late").await;
     late.subscribe("mw/#", QoS::AtLeastOnce).await;
     let got = [late.message().await, late.message().await];
@@ -357,11 +359,12 @@ async fn packet_size_and_expiry() {
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     subscriber.subscribe("e", QoS::AtLeastOnce).await;
     subscriber.assert_quiet().await;
-    gateway.until("both were counted", |gateway| {
-        let stats = gateway.broker.stats();
-        (stats.too_large, stats.expired) == (1, 1)
-    })
-    .await;
+    gateway
+        .until("both were counted", |gateway| {
+            let stats = gateway.broker.stats();
+            (stats.too_large, stats.expired) == (1, 1)
+        })
+        .await;
 }
 
 // Shutdown tells MQTT 5 clients why, and the port is free afterwards.

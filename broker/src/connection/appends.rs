@@ -56,9 +56,8 @@ impl Appends {
     /// Queues a batch.
     pub(super) fn push(&mut self, hub: &Hub, batch: Vec<Durable>, received_us: i64) {
         let rows = batch.len();
-        let wants_live = hub.live.is_wanted();
-        let live = |durable: &Durable| durable.message.clone();
-        let live = if wants_live { batch.iter().map(live).collect() } else { Vec::new() };
+        let live = batch.iter().map(|durable| &durable.message).filter(|message| hub.live.wants(message.qos));
+        let live = live.cloned().collect();
         let batch: Vec<Append> =
             batch.into_iter().map(|durable| append(durable.message, durable.log, received_us)).collect();
         let log = hub.log.clone();

@@ -196,7 +196,6 @@ impl Feed {
             Fed::Live(event) => self.deliver_live(event, session, moment),
             Fed::Link => {}
         }
-        self.count(session, &hub.counters);
     }
 
     fn deliver_live(&mut self, event: LinkEvent, session: &mut Session, moment: Moment) {

@@ -73,6 +73,10 @@ pub(crate) enum Space {
 }
 
 impl Space {
+    fn of(published: QoS) -> Space {
+        if published == QoS::AtMostOnce { Space::Volatile } else { Space::Durable }
+    }
+
     fn index(self) -> usize {
         match self {
             Space::Volatile => 0,
@@ -155,15 +159,13 @@ impl Live {
 
     /// Publishes messages in order. True if the router is behind and the publisher should pause.
     pub(crate) fn publish(&self, messages: &[Message]) -> bool {
-        let wanted = |space: Space| self.shared.wanted.get(space.index()).is_some_and(|it| it.load(Ordering::Relaxed));
-        let (volatile, durable) = (wanted(Space::Volatile), wanted(Space::Durable));
-        if messages.is_empty() || !(volatile || durable) {
+        if !messages.iter().any(|message| self.wants(message.qos)) {
             return false;
         }
         let mut inner = self.lock();
         let mut batches = batch::Builder::default();
         for message in messages {
-            let space = if message.qos == QoS::AtMostOnce { Space::Volatile } else { Space::Durable };
+            let space = Space::of(message.qos);
             let mut slots = inner.slots.wanting(&message.topic)[space.index()];
             while slots != 0 {
                 let slot = slots.trailing_zeros() as Slot;
@@ -189,9 +191,9 @@ impl Live {
         }
     }
 
-    /// Whether anybody wants durable messages live.
-    pub(crate) fn is_wanted(&self) -> bool {
-        self.shared.wanted.iter().skip(Space::Durable.index()).any(|wanted| wanted.load(Ordering::Relaxed))
+    /// Whether anybody wants messages of this QoS live.
+    pub(crate) fn wants(&self, qos: QoS) -> bool {
+        self.shared.wanted.get(Space::of(qos).index()).is_some_and(|wanted| wanted.load(Ordering::Relaxed))
     }
 
     /// The QoS with which somebody subscribes to `filter` changes from `before` to `after`; `None` is no subscription.

@@ -196,7 +196,8 @@ impl Session {
 
     /// Sends what may be sent; to be called when the window opened or output was taken.
     pub(crate) fn pump(&mut self, moment: Moment) {
-        if !self.is_open() {
+        // What a subscription brings comes after its SUBACK, though it need not. [MQTT-3.8.4]
+        if !self.is_open() || self.awaits_live() {
             return;
         }
         self.pump_retained(moment);

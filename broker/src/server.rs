@@ -251,7 +251,8 @@ async fn accept(hub: Arc<Hub>, listener: TcpListener, mut stop: watch::Receiver<
         prepare(&stream);
         let (hub, stop) = (Arc::clone(&hub), stop.clone());
         connections.spawn(async move {
-            connection::serve(hub, stream, peer, connecting, stop).await;
+            // On the heap, so that the task's own frame stays small.
+            Box::pin(connection::serve(hub, stream, peer, connecting, stop)).await;
             drop(place);
         });
     }

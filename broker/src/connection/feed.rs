@@ -25,13 +25,13 @@ const LIVE_BATCHES_MAX: usize = 16;
 const LIVE_READY_MAX: Duration = Duration::from_secs(2);
 
 type Fetching = Pin<Box<dyn Future<Output = Result<Fetched, ReadError>> + Send>>;
-type Opening = Pin<Box<dyn Future<Output = Option<Link>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Option<Box<Link>>> + Send>>;
 
 enum LinkState {
     /// No subscriptions yet.
     None,
     Opening(Opening),
-    Open(Link),
+    Open(Box<Link>),
     /// Until the next generation.
     Lost,
 }
@@ -266,7 +266,7 @@ async fn fetched(fetching: &mut Option<Fetching>) -> Result<Fetched, ReadError> 
 
 enum FromLink {
     Event(LinkEvent),
-    Opened(Option<Link>),
+    Opened(Option<Box<Link>>),
 }
 
 async fn next_of(link: &mut LinkState) -> FromLink {

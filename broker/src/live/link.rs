@@ -56,10 +56,10 @@ impl std::fmt::Debug for Link {
 
 impl Link {
     /// Connects to the router of the present generation.
-    pub(crate) async fn open(live: &Live) -> Result<Link, LinkError> {
+    pub(crate) async fn open(live: &Live) -> Result<Box<Link>, LinkError> {
         let router = live.router().ok_or(LinkError::NoRouter)?;
         let (tx, rx, name) = router.connect(&live.shared.names).await?;
-        Ok(Link {
+        Ok(Box::new(Link {
             tx: Some(tx),
             rx,
             name: Some(name),
@@ -69,7 +69,7 @@ impl Link {
             unannounced: false,
             paused: false,
             expected: [[None; SLOTS]; 2],
-        })
+        }))
     }
 
     /// Subscribes to these channels and to no others; [`Link::is_ready`] tells when the router has done it.
@@ -199,7 +199,7 @@ impl Link {
     }
 
     /// Takes the link from the router; only then its name may be used again.
-    pub(crate) async fn close(mut self) {
+    pub(crate) async fn close(mut self: Box<Self>) {
         let Some(mut tx) = self.tx.take() else { return };
         let name = self.name.take();
         let reason_code = DisconnectReasonCode::NormalDisconnection;

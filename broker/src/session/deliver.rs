@@ -33,9 +33,12 @@ struct InFlight {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    PubAck,
-    PubRec,
-    PubComp,
+    /// PUBACK.
+    Acknowledged,
+    /// PUBREC.
+    Received,
+    /// PUBCOMP.
+    Completed,
 }
 
 /// What goes out and is not finished.
@@ -80,12 +83,6 @@ struct Envelope<'d> {
     identifiers: &'d [u32],
     /// Of the message, 0 if it did not wait.
     received_us: i64,
-}
-
-enum Sent {
-    Yes,
-    /// It will never be sent to this client.
-    Dropped,
 }
 
 impl Outbound {
@@ -301,10 +298,10 @@ impl Session {
         std::mem::take(&mut self.outbound.counts)
     }
 
-    fn publish(&mut self, message: &Message, envelope: &Envelope<'_>, moment: Moment) -> Sent {
+    fn publish(&mut self, message: &Message, envelope: &Envelope<'_>, moment: Moment) {
         let Ok(expiry) = remaining_expiry(&message.properties, envelope.received_us, moment.utc_us) else {
             self.outbound.counts.expired += 1;
-            return Sent::Dropped;
+            return;
         };
         let v5 = self.version == Version::V5;
         let mut outgoing = Outgoing {
@@ -327,11 +324,11 @@ impl Session {
         }
         if outgoing.len(self.version) > self.outbound.packet_bytes_max {
             self.outbound.counts.too_large += 1;
-            return Sent::Dropped;
+            return;
         }
         if envelope.qos != QoS::AtMostOnce {
-            let Some(packet_id) = self.outbound.allocate() else { return Sent::Dropped };
-            let waits_for = if envelope.qos == QoS::AtLeastOnce { Stage::PubAck } else { Stage::PubRec };
+            let Some(packet_id) = self.outbound.allocate() else { return };
+            let waits_for = if envelope.qos == QoS::AtLeastOnce { Stage::Acknowledged } else { Stage::Received };
             self.outbound.in_flight.push_back(InFlight { packet_id, waits_for });
             outgoing.packet_id = Some(packet_id);
         }
@@ -340,7 +337,6 @@ impl Session {
         }
         outgoing.encode(self.version, &mut self.output);
         self.outbound.counts.delivered += 1;
-        Sent::Yes
     }
 
     /// The alias of a topic, and whether the client knows it already. Aliases are given to the first topics that come
@@ -359,7 +355,7 @@ impl Session {
 
     pub(super) fn on_puback(&mut self, ack: &Ack) {
         match self.outbound.find(ack.packet_id) {
-            Some((index, InFlight { waits_for: Stage::PubAck, .. })) => self.outbound.release(index),
+            Some((index, InFlight { waits_for: Stage::Acknowledged, .. })) => self.outbound.release(index),
             Some(_) => self.protocol_error("MQTT-4.3.3-1", "PUBACK for a QoS 2 message"),
             None => {}
         }
@@ -367,12 +363,12 @@ impl Session {
 
     pub(super) fn on_pubrec(&mut self, ack: &Ack) {
         let reason = match self.outbound.find(ack.packet_id) {
-            Some((_, InFlight { waits_for: Stage::PubAck, .. })) => {
+            Some((_, InFlight { waits_for: Stage::Acknowledged, .. })) => {
                 return self.protocol_error("MQTT-4.3.2-1", "PUBREC for a QoS 1 message");
             }
             Some((index, _)) if ack.reason.is_error() => return self.outbound.release(index),
             Some((_, in_flight)) => {
-                in_flight.waits_for = Stage::PubComp;
+                in_flight.waits_for = Stage::Completed;
                 Reason::Success
             }
             None if ack.reason.is_error() => return,
@@ -383,7 +379,7 @@ impl Session {
 
     pub(super) fn on_pubcomp(&mut self, ack: &Ack) {
         match self.outbound.find(ack.packet_id) {
-            Some((index, InFlight { waits_for: Stage::PubComp, .. })) => self.outbound.release(index),
+            Some((index, InFlight { waits_for: Stage::Completed, .. })) => self.outbound.release(index),
             Some(_) => self.protocol_error("MQTT-4.3.3-1", "PUBCOMP for a message that is not released"),
             None => {}
         }

@@ -208,8 +208,8 @@ impl Session {
     fn settle_refused(&mut self, reason: Reason) {
         let settled = self.inbound.settled_count;
         // A QoS 0 message has no acknowledgement.
-        let owed = self.inbound.owed.iter_mut().take_while(|owed| owed.after <= settled);
-        if let Some(owed) = owed.filter(|owed| owed.own && owed.after == settled).next() {
+        let mut owed = self.inbound.owed.iter_mut().take_while(|owed| owed.after <= settled);
+        if let Some(owed) = owed.find(|owed| owed.own && owed.after == settled) {
             owed.reason = reason;
             if self.version == Version::V311 {
                 self.end(Ended::Broker(reason));

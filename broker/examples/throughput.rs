@@ -239,7 +239,7 @@ async fn main() -> anyhow::Result<()> {
     let mut before = u64::MAX;
     while before != counts.delivered.load(Ordering::Relaxed) {
         before = counts.delivered.load(Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_millis(2_000)).await;
     }
     let (all, delivered) = (counts.published.load(Ordering::Relaxed), counts.delivered.load(Ordering::Relaxed));
     println!(

@@ -21,6 +21,7 @@ use tokio::time::{Sleep, sleep_until, timeout};
 
 use crate::auth::Login;
 use crate::codec::{Connect, Decoder, Reason};
+use crate::live::Channels;
 use crate::log::Offset;
 use crate::message::Message;
 use crate::registry::Place;
@@ -44,8 +45,11 @@ const LINGER_MAX: Duration = Duration::from_millis(200);
 /// How long a takeover waits for the connection it replaces; that one needs [`FINISH_MAX`] at most.
 const TAKEOVER_MAX: Duration = Duration::from_secs(10);
 
-/// Pause of a publisher that live fan-out or the log cannot keep up with at QoS 0.
-const THROTTLE: Duration = Duration::from_millis(1);
+/// The longest pause of a publisher whose QoS 0 messages live fan-out cannot keep up with, after each read.
+const PACE_PAUSE_MAX: Duration = Duration::from_millis(20);
+
+/// Pause of a publisher whose telemetry the log cannot keep up with.
+const LOG_PAUSE: Duration = Duration::from_millis(1);
 
 /// Serves one connection to its end.
 pub(crate) async fn serve<S>(
@@ -81,8 +85,17 @@ struct Connection<S> {
     stop: watch::Receiver<bool>,
     will: Option<Message>,
     closed: bool,
+    pause: Option<Pause>,
     timer: Pin<Box<Sleep>>,
     timer_at: Option<Instant>,
+}
+
+/// A publisher is not read for a moment, because others cannot keep up with its QoS 0 messages.
+struct Pause {
+    /// Until their subscribers have caught up.
+    channels: Channels,
+    /// But no longer.
+    until: Instant,
 }
 
 /// What woke the connection up.
@@ -118,6 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             stop,
             will: None,
             closed: false,
+            pause: None,
             timer: Box::pin(sleep_until(now.into())),
             timer_at: None,
             hub: Arc::clone(hub),
@@ -132,7 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         while !self.closed {
             let moment = self.moment();
             self.session.handle_timeout(moment.at);
-            let busy = self.decode(moment);
+            self.decode(moment);
             self.session.pump(moment);
             self.handle_events().await;
             self.append(moment);
@@ -141,17 +155,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if self.closed {
                 return;
             }
-            if busy {
-                tokio::time::sleep(THROTTLE).await;
-            }
             tokio::task::coop::consume_budget().await;
             let wake = self.wait().await;
             self.on_wake(wake);
         }
     }
 
-    /// Hands the packets that are there to the session; true if publishing should slow down.
-    fn decode(&mut self, moment: Moment) -> bool {
+    /// Hands the packets that are there to the session.
+    fn decode(&mut self, moment: Moment) {
+        if self.pause.is_some() {
+            return;
+        }
         while self.session.wants_packets() {
             match self.decoder.decode(&mut self.input) {
                 Ok(Some(packet)) => self.session.handle(packet, moment),
@@ -161,14 +175,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         let volatile = self.session.take_volatile();
         if volatile.is_empty() {
-            return false;
+            return;
         }
         count(&self.hub.counters.received_volatile, volatile.len() as u64);
-        let refused = self.log_telemetry(&volatile, moment);
-        self.hub.live.publish(&volatile) || refused
+        let logged = self.log_telemetry(&volatile, moment);
+        let channels = self.hub.live.publish(&volatile);
+        if channels != [0; 2] {
+            self.pause = Some(Pause { channels, until: moment.at + PACE_PAUSE_MAX });
+        } else if !logged {
+            self.pause = Some(Pause { channels, until: moment.at + LOG_PAUSE });
+        }
     }
 
-    /// Logs the QoS 0 messages that are telemetry; true if some were not.
+    /// Logs the QoS 0 messages that are telemetry; false if some were not.
     fn log_telemetry(&self, volatile: &[Message], moment: Moment) -> bool {
         let filters = &self.hub.telemetry;
         let is_telemetry = |message: &&Message| filters.iter().any(|filter| filter.matches(&message.topic));
@@ -178,10 +197,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             .map(|message| appends::append(message.clone(), true, moment.utc_us))
             .collect();
         match self.hub.log.try_append(telemetry) {
-            Ok(()) => false,
+            Ok(()) => true,
             Err(full) => {
                 count(&self.hub.counters.telemetry_not_logged, full.batch.len() as u64);
-                true
+                false
             }
         }
     }
@@ -272,7 +291,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Waits for anything that the session should know of.
     async fn wait(&mut self) -> Wake {
         let now = Instant::now();
-        let reads = self.session.wants_packets();
+        let reads = self.session.wants_packets() && self.pause.is_none();
         self.session.hold_keep_alive(!reads, now);
         self.arm_timer();
         let waits_for_head = self.feed.waits_for_head(&self.session);
@@ -281,6 +300,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             progress = self.io.progress(&mut self.input, self.session.output(), reads) => Wake::Io(progress),
             outcome = self.appends.next(), if !self.appends.is_empty() => Wake::Appended(outcome),
             fed = self.feed.next(&self.hub.live) => Wake::Fed(fed),
+            () = pause(&self.hub, &self.pause), if self.pause.is_some() => {
+                self.pause = None;
+                Wake::Look
+            }
             _ = self.head.changed(), if waits_for_head => Wake::Look,
             () = &mut self.timer, if self.timer_at.is_some() => {
                 self.timer_at = None;
@@ -394,6 +417,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             _ => {}
         }
         tracing::debug!(peer = %self.peer, %client, reason = %ended, "connection ended");
+    }
+}
+
+async fn pause(hub: &Hub, pause: &Option<Pause>) {
+    match pause {
+        Some(Pause { channels: [0, 0], until }) => sleep_until((*until).into()).await,
+        Some(Pause { channels, until }) => hub.live.caught_up(*channels, *until).await,
+        None => {}
     }
 }
 

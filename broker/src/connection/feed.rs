@@ -105,7 +105,7 @@ impl Feed {
         let channels = self.channels();
         match &mut self.link {
             LinkState::None if !self.filters.is_empty() => self.link = LinkState::Opening(open(live)),
-            LinkState::Open(link) => link.set_channels(channels),
+            LinkState::Open(link) => link.set_channels(live, channels),
             _ => {}
         }
     }
@@ -159,7 +159,7 @@ impl Feed {
                 }
                 FromLink::Event(event) => Fed::Live(event),
                 FromLink::Opened(Some(mut link)) => {
-                    link.set_channels(self.channels());
+                    link.set_channels(live, self.channels());
                     self.link = LinkState::Open(link);
                     Fed::Link
                 }

@@ -1,6 +1,6 @@
 //! The messages of one channel as one payload of the router.
 //!
-//! Layout, numbers in little endian: `u64` messages that the channel had before; then for each message `u8` flags (QoS
+//! Layout, numbers in little endian: `u64` messages and `u64` bytes that the channel had before; then for each message `u8` flags (QoS
 //! in bits 0–1, retain in bit 2), `u32` origin, `u16` length of the topic, `u32` of the properties, `u32` of the payload,
 //! and the three. The broker alone writes and reads it.
 
@@ -14,7 +14,7 @@ use crate::session::Slot;
 /// A batch is sent when it has this many bytes; a larger message is a batch of its own.
 pub(super) const BATCH_BYTES_MAX: usize = 32 * 1024;
 
-const HEADER_BYTES: usize = 8;
+const HEADER_BYTES: usize = 16;
 const MESSAGE_HEADER_BYTES: usize = 15;
 
 /// A batch that is being filled.
@@ -37,10 +37,14 @@ impl Building {
         out.put_slice(payload);
     }
 
-    /// The payload, with the number of messages that the channel had before.
-    pub(super) fn finish(mut self, before: u64) -> Bytes {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The payload, with the messages and bytes that the channel had before.
+    pub(super) fn finish(mut self, before: u64, bytes_before: u64) -> Bytes {
         if let Some(header) = self.0.first_chunk_mut::<HEADER_BYTES>() {
-            *header = before.to_le_bytes();
+            *header = (u128::from(bytes_before) << 64 | u128::from(before)).to_le_bytes();
         }
         self.0.freeze()
     }
@@ -58,7 +62,7 @@ impl Builder {
         let known = self.open.iter().position(|(its_space, its_slot, ..)| (*its_space, *its_slot) == (space, slot));
         let index = known.unwrap_or_else(|| {
             let mut bytes = BytesMut::with_capacity(HEADER_BYTES + MESSAGE_HEADER_BYTES + message.payload.len() + 64);
-            bytes.put_u64_le(0);
+            bytes.put_u128_le(0);
             self.open.push((space, slot, Building(bytes), 0));
             self.open.len() - 1
         });
@@ -84,17 +88,26 @@ pub(crate) struct Batch {
     bytes: Bytes,
     /// Messages that the channel had before these.
     before: u64,
+    /// Bytes that the channel had with these.
+    bytes_after: u64,
 }
 
 impl Batch {
     pub(super) fn new(mut bytes: Bytes) -> Option<Batch> {
+        let len = bytes.len() as u64;
         let before = bytes.try_get_u64_le().ok()?;
-        Some(Batch { bytes, before })
+        let bytes_before = bytes.try_get_u64_le().ok()?;
+        Some(Batch { bytes, before, bytes_after: bytes_before.saturating_add(len) })
     }
 
     /// Messages that the channel had before.
     pub(super) fn before(&self) -> u64 {
         self.before
+    }
+
+    /// Bytes that the channel had with these.
+    pub(super) fn bytes_after(&self) -> u64 {
+        self.bytes_after
     }
 
     /// The next message; slices of the batch.
@@ -163,7 +176,7 @@ mod tests {
         let mut expected = 0;
         let mut topics = TopicCache::default();
         for (building, count) in batches {
-            let mut batch = Batch::new(building.finish(u64::from(expected))).unwrap();
+            let mut batch = Batch::new(building.finish(u64::from(expected), 7)).unwrap();
             assert_eq!((batch.before(), batch.count()), (u64::from(expected), count));
             while let Some(got) = batch.next(&mut topics) {
                 assert_eq!(got, message(expected));

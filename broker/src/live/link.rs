@@ -1,6 +1,7 @@
 //! A connection's link to the router.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use rumqttd::protocol::{
 };
 
 use super::batch::Batch;
+use super::pace::Positions;
 use super::router::{HEARTBEAT_CHANNEL, LinkError, LinkName, NOTHING, Router};
 use super::{Channels, Live, SLOTS, Space, channel_name, parse_channel};
 use crate::session::Slot;
@@ -44,8 +46,9 @@ pub(crate) struct Link {
     unannounced: bool,
     /// The router paused the link until it says that it is ready.
     paused: bool,
-    /// The number of the next message of each channel; `None` before the first.
-    expected: [[Option<u64>; SLOTS]; 2],
+    /// The number of the next message of each channel.
+    expected: [[u64; SLOTS]; 2],
+    positions: Positions,
 }
 
 impl std::fmt::Debug for Link {
@@ -68,12 +71,14 @@ impl Link {
             unanswered: 0,
             unannounced: false,
             paused: false,
-            expected: [[None; SLOTS]; 2],
+            expected: [[0; SLOTS]; 2],
+            positions: Positions::new(Arc::clone(&live.shared.pace)),
         }))
     }
 
-    /// Subscribes to these channels and to no others; [`Link::is_ready`] tells when the router has done it.
-    pub(crate) fn set_channels(&mut self, wanted: Channels) {
+    /// Subscribes to these channels and to no others; [`Link::is_ready`] tells when the router has done it. What is
+    /// published from now on and does not come counts as lost.
+    pub(crate) fn set_channels(&mut self, live: &Live, wanted: Channels) {
         let mut more = Vec::new();
         let mut less = Vec::new();
         for space in [Space::Volatile, Space::Durable] {
@@ -82,9 +87,11 @@ impl Link {
                 let name = channel_name(space, slot as Slot);
                 if wanted >> slot & 1 == 1 {
                     more.push(name);
-                    self.expected[space.index()][slot] = None;
+                    self.expected[space.index()][slot] = live.published(space, slot as Slot);
+                    self.positions.begin(space, slot as Slot);
                 } else {
                     less.push(name);
+                    self.positions.end(space, slot as Slot);
                 }
             }
         }
@@ -161,8 +168,9 @@ impl Link {
                     return LinkEvent::Nothing;
                 };
                 let expected = &mut self.expected[space.index()][usize::from(slot)];
-                let lost = expected.map_or(0, |expected| batch.before().saturating_sub(expected));
-                *expected = Some(batch.before() + batch.count());
+                let lost = batch.before().saturating_sub(*expected);
+                *expected = batch.before() + batch.count();
+                self.positions.advance(space, slot, batch.bytes_after());
                 LinkEvent::Batch(slot, batch, lost)
             }
             Notification::DeviceAck(ack) => {

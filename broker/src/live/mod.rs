@@ -17,7 +17,8 @@
 //!
 //! Everything here is QoS 0. A batch is dropped when the router is behind by [`BACKLOG_PACKETS_MAX`] packets or
 //! [`BACKLOG_BYTES_MAX`] bytes; a subscriber that is slower than [`SEGMENTS`] segments skips ahead. Both are counted:
-//! batches carry the number of messages that their channel had before.
+//! batches carry the number of messages that their channel had before. A publisher that is
+//! faster than the subscribers' tasks is slowed down for a moment first ([`pace`]).
 //!
 //! # When the router dies
 //!
@@ -26,6 +27,7 @@
 
 mod batch;
 mod link;
+mod pace;
 mod router;
 mod slots;
 
@@ -42,6 +44,7 @@ use crate::topic::TopicFilter;
 
 pub(crate) use batch::Batch;
 pub(crate) use link::{Link, LinkEvent};
+use pace::Pace;
 use router::{LinkNames, Publisher, Router};
 use slots::Slots;
 
@@ -50,9 +53,6 @@ const BACKLOG_PACKETS_MAX: usize = 4_096;
 
 /// Bytes that may wait for the router.
 const BACKLOG_BYTES_MAX: usize = 8 * 1024 * 1024;
-
-/// From here on publishers are asked to slow down.
-const BACKLOG_BUSY_BYTES: usize = 1024 * 1024;
 
 /// Size of a segment of a channel, and how many a channel has. The channel keeps one full and one growing segment:
 /// 128 channels × 512 KiB = 64 MiB if every one of them is flooded, and one message more in each.
@@ -117,6 +117,7 @@ struct Shared {
     /// Whether anybody wants messages, by space, so that publishing to nobody costs one load.
     wanted: [AtomicBool; 2],
     generation: watch::Sender<u64>,
+    pace: Arc<Pace>,
     names: LinkNames,
     links_max: usize,
     dropped: AtomicU64,
@@ -143,6 +144,7 @@ impl Live {
             }),
             wanted: [AtomicBool::new(false), AtomicBool::new(false)],
             generation: watch::Sender::new(0),
+            pace: Arc::default(),
             names: LinkNames::default(),
             links_max,
             dropped: AtomicU64::new(0),
@@ -157,16 +159,19 @@ impl Live {
         self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Publishes messages in order. True if the router is behind and the publisher should pause.
-    pub(crate) fn publish(&self, messages: &[Message]) -> bool {
+    /// Publishes messages in order. Gives the channels whose subscribers cannot keep up: a publisher should pause with
+    /// [`Live::caught_up`].
+    pub(crate) fn publish(&self, messages: &[Message]) -> Channels {
         if !messages.iter().any(|message| self.wants(message.qos)) {
-            return false;
+            return [0; 2];
         }
+        let mut touched = [0; 2];
         let mut inner = self.lock();
         let mut batches = batch::Builder::default();
         for message in messages {
             let space = Space::of(message.qos);
             let mut slots = inner.slots.wanting(&message.topic)[space.index()];
+            touched[space.index()] |= slots;
             while slots != 0 {
                 let slot = slots.trailing_zeros() as Slot;
                 slots &= slots - 1;
@@ -178,15 +183,27 @@ impl Live {
         for (space, slot, batch, count) in batches.finish() {
             self.send(&mut inner, space, slot, batch, count);
         }
-        inner.publisher.as_mut().is_some_and(Publisher::flush)
+        if let Some(publisher) = inner.publisher.as_mut() {
+            publisher.flush();
+        }
+        drop(inner);
+        self.shared.pace.behind(touched)
+    }
+
+    /// Waits until the subscribers of these channels have caught up, or the deadline.
+    pub(crate) async fn caught_up(&self, channels: Channels, deadline: Instant) {
+        self.shared.pace.caught_up(channels, deadline).await;
     }
 
     fn send(&self, inner: &mut Inner, space: Space, slot: Slot, batch: batch::Building, count: u64) {
         let Some(published) = inner.published[space.index()].get_mut(usize::from(slot)) else { return };
-        let bytes = batch.finish(*published);
+        let before = *published;
         *published += count;
-        let sent = inner.publisher.as_mut().is_some_and(|publisher| publisher.push(channel_name(space, slot), bytes));
-        if !sent {
+        let has_room = inner.publisher.as_mut().is_some_and(Publisher::has_room);
+        if let Some(publisher) = inner.publisher.as_mut().filter(|_| has_room) {
+            let bytes_before = self.shared.pace.published(space, slot, batch.len());
+            publisher.push(channel_name(space, slot), batch.finish(before, bytes_before));
+        } else {
             self.shared.dropped.fetch_add(count, Ordering::Relaxed);
         }
     }
@@ -239,6 +256,11 @@ impl Live {
             inner.router = Some(router);
         }
         self.shared.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// Messages ever published to a channel.
+    fn published(&self, space: Space, slot: Slot) -> u64 {
+        self.lock().published[space.index()].get(usize::from(slot)).copied().unwrap_or_default()
     }
 
     fn router(&self) -> Option<Router> {

@@ -9,7 +9,7 @@ use rumqttd::protocol::{Packet, Publish};
 use rumqttd::{RouterConfig, Strategy};
 use tokio::sync::oneshot;
 
-use super::{BACKLOG_BUSY_BYTES, BACKLOG_BYTES_MAX, BACKLOG_PACKETS_MAX, SEGMENT_BYTES, SEGMENTS};
+use super::{BACKLOG_BYTES_MAX, BACKLOG_PACKETS_MAX, SEGMENT_BYTES, SEGMENTS};
 
 /// The channel of the heartbeat.
 pub(super) const HEARTBEAT_CHANNEL: &str = "heartbeat";
@@ -166,29 +166,27 @@ impl Publisher {
         Publisher { tx, _rx: rx, _name: name, queued_bytes: 0, unannounced: false }
     }
 
-    /// Puts a packet where the router will find it; false if it is too far behind.
-    pub(super) fn push(&mut self, channel: String, payload: Bytes) -> bool {
-        let mut queue = self.tx.buffer();
+    /// Whether the router is not too far behind.
+    pub(super) fn has_room(&mut self) -> bool {
+        let queue = self.tx.buffer();
         if queue.is_empty() {
             self.queued_bytes = 0;
         }
-        if queue.len() >= BACKLOG_PACKETS_MAX || self.queued_bytes >= BACKLOG_BYTES_MAX {
-            return false;
-        }
-        self.queued_bytes += payload.len() + channel.len();
-        queue.push_back(Packet::Publish(Publish::new(Bytes::from(channel), payload, false), None));
-        drop(queue);
-        self.unannounced = true;
-        true
+        queue.len() < BACKLOG_PACKETS_MAX && self.queued_bytes < BACKLOG_BYTES_MAX
     }
 
-    /// Tells the router to look; true if it is behind.
-    pub(super) fn flush(&mut self) -> bool {
+    /// Puts a packet where the router will find it.
+    pub(super) fn push(&mut self, channel: String, payload: Bytes) {
+        self.queued_bytes += payload.len() + channel.len();
+        self.tx.buffer().push_back(Packet::Publish(Publish::new(Bytes::from(channel), payload, false), None));
+        self.unannounced = true;
+    }
+
+    /// Tells the router to look. While its queue of events is full it is told with the next packet, at the latest with
+    /// the next heartbeat.
+    pub(super) fn flush(&mut self) {
         if self.unannounced && self.tx.try_unsubscribe(NOTHING).is_ok() {
             self.unannounced = false;
         }
-        // While the router's queue of events is full this is told again with the next packet, at the latest with the
-        // next heartbeat.
-        self.unannounced || self.queued_bytes >= BACKLOG_BUSY_BYTES && !self.tx.buffer().is_empty()
     }
 }

@@ -119,6 +119,9 @@ pub(crate) struct Budget {
     pub(crate) batch_bytes_max: usize,
     /// Bytes of retained messages.
     pub(crate) retained_bytes_max: usize,
+    /// Bytes of the committed messages kept in memory: never as much as the disk keeps, so that what is dropped from
+    /// disk is in nobody's memory either.
+    pub(crate) tail_bytes_max: usize,
     /// Bytes of topic names.
     pub(crate) topic_bytes_max: usize,
 }
@@ -154,6 +157,7 @@ impl Budget {
             group_bytes_max,
             batch_bytes_max,
             retained_bytes_max: limits.retained_bytes_max.min(to_usize(usable_bytes / 4)),
+            tail_bytes_max: limits.tail_bytes_max.min(to_usize(usable_bytes / 4)),
             topic_bytes_max: to_usize(16 * MIB).min(to_usize(usable_bytes / 8)),
         })
     }

@@ -58,7 +58,7 @@ impl Shared {
         cursors: Cursors,
         retained: Retained,
     ) -> Shared {
-        let tail = Tail::new(head, config.limits.tail_rows_max, config.limits.tail_bytes_max);
+        let tail = Tail::new(head, config.limits.tail_rows_max, budget.tail_bytes_max);
         let queue_bytes = Semaphore::new(config.limits.queue_bytes_max);
         Shared {
             budget,

@@ -242,7 +242,8 @@ impl Store {
         // The write-ahead log began anew if it is shorter than it was.
         let written = if frames >= self.usage.wal_frames { frames - self.usage.wal_frames } else { frames };
         self.usage.wal_frames = frames;
-        self.usage.device_bytes += written * FRAME_BYTES;
+        // Frames are not aligned to pages, so a commit writes the page again that the last one ended in.
+        self.usage.device_bytes += written * FRAME_BYTES + if written > 0 { PAGE_BYTES } else { 0 };
         self.usage.pages = pages;
         self.usage.pages_used = pages.saturating_sub(free);
         Ok(())

@@ -76,13 +76,15 @@ pub fn verify(dir: &Path) -> Result<VerifyReport, ReadError> {
     }
     report.oldest = Offset(partitions.first().map_or(1, |(_, first)| *first));
     report.head = report.oldest;
+    let mut readable = true;
     for (number, first) in partitions {
         report.partitions += 1;
-        if report.head.0 != first {
+        // How far a damaged partition went is not known.
+        if readable && report.head.0 != first {
             report.find(format!("messages {} to {} are missing", report.head.0, first.saturating_sub(1)));
         }
         report.head = Offset(first);
-        check_partition(&connection, number, first, &mut report);
+        readable = check_partition(&connection, number, first, &mut report);
     }
     Ok(report)
 }
@@ -96,10 +98,11 @@ fn check_table(connection: &Connection, table: &str, report: &mut VerifyReport) 
     false
 }
 
-fn check_partition(connection: &Connection, number: u32, first: u64, report: &mut VerifyReport) {
+/// Gives whether the partition could be read.
+fn check_partition(connection: &Connection, number: u32, first: u64, report: &mut VerifyReport) -> bool {
     let table = schema::partition_table(number);
     if !check_table(connection, &table, report) {
-        return;
+        return false;
     }
     let sql = format!(
         "SELECT count(*), coalesce(min(offset),0), coalesce(max(offset),0), \
@@ -111,7 +114,10 @@ fn check_partition(connection: &Connection, number: u32, first: u64, report: &mu
         Ok((number(0)?, number(1)?, number(2)?, number(3)?, number(4)?))
     };
     match connection.query_row(&sql, [], columns) {
-        Err(error) => report.find(format!("table {table} cannot be read: {error}")),
+        Err(error) => {
+            report.find(format!("table {table} cannot be read: {error}"));
+            return false;
+        }
         Ok((0, ..)) => {}
         Ok((rows, min, max, bytes, unknown)) => {
             if min != first || max - min + 1 != rows {
@@ -125,4 +131,5 @@ fn check_partition(connection: &Connection, number: u32, first: u64, report: &mu
             report.head = Offset(max + 1);
         }
     }
+    true
 }

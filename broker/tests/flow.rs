@@ -108,6 +108,47 @@ async fn many_to_many() {
     }
 }
 
+// Every QoS 0 message is delivered or counted, for a subscriber that reads fast, and for one that does not read.
+#[tokio::test(flavor = "multi_thread")]
+async fn live_messages_are_delivered_or_counted() {
+    const COUNT: u64 = 20_000;
+    let gateway = Gateway::with(|config| config.limits.outbound_bytes_max = 64 * 1024).await;
+    let mut fast = Client::connect(gateway.addr(), Version::V311, "fast").await;
+    fast.subscribe("v/+", QoS::AtMostOnce).await;
+    let mut silent = Client::connect(gateway.addr(), Version::V311, "silent").await;
+    silent.subscribe("v/#", QoS::AtLeastOnce).await;
+    let reading = tokio::spawn(async move {
+        let (mut got, mut last) = (0_u64, None);
+        loop {
+            let number = u32::from_be_bytes(fast.message().await.payload[..4].try_into().unwrap());
+            if number == u32::MAX {
+                return got;
+            }
+            assert!(last.is_none_or(|last| last < number), "out of order");
+            last = Some(number);
+            got += 1;
+        }
+    });
+    let mut publisher = Client::connect(gateway.addr(), Version::V311, "p").await;
+    for number in 0..COUNT as u32 {
+        let mut payload = number.to_be_bytes().to_vec();
+        payload.resize(1_000, 0);
+        publisher.publish("v/1", QoS::AtMostOnce, &payload).await;
+    }
+    let accounted = |gateway: &Gateway| {
+        let stats = gateway.broker.stats();
+        stats.delivered + stats.skipped + 2 * stats.fan_out_dropped
+    };
+    gateway.until("all are accounted for", |gateway| accounted(gateway) == 2 * COUNT).await;
+    while !reading.is_finished() {
+        publisher.publish("v/1", QoS::AtMostOnce, &[255; 4]).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let got = reading.await.unwrap();
+    assert!(gateway.broker.stats().delivered >= got);
+    assert!(gateway.broker.stats().skipped > 0, "the silent subscriber was to skip");
+}
+
 // While the log is full, publishes wait unacknowledged, the client's pings are answered, and everything goes on when a
 // cursor frees the log.
 #[tokio::test(flavor = "multi_thread")]

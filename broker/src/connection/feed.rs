@@ -199,24 +199,25 @@ impl Feed {
     }
 
     fn deliver_live(&mut self, event: LinkEvent, session: &mut Session, moment: Moment) {
-        let mut next = Some(event);
-        for _ in 0..LIVE_BATCHES_MAX {
-            match next {
-                Some(LinkEvent::Batch(slot, batch, lost)) => {
-                    session.count_skipped(lost);
-                    self.deliver_batch(slot, batch, session, moment);
-                }
-                Some(LinkEvent::Lost) => {
-                    self.link = LinkState::Lost;
-                    return;
-                }
-                Some(LinkEvent::Nothing) => {}
-                None => return,
-            }
-            next = match &mut self.link {
+        self.deliver_event(event, session, moment);
+        for _ in 1..LIVE_BATCHES_MAX {
+            let next = match &mut self.link {
                 LinkState::Open(link) => link.try_next(),
                 _ => None,
             };
+            let Some(event) = next else { return };
+            self.deliver_event(event, session, moment);
+        }
+    }
+
+    fn deliver_event(&mut self, event: LinkEvent, session: &mut Session, moment: Moment) {
+        match event {
+            LinkEvent::Batch(slot, batch, lost) => {
+                session.count_skipped(lost);
+                self.deliver_batch(slot, batch, session, moment);
+            }
+            LinkEvent::Nothing => {}
+            LinkEvent::Lost => self.link = LinkState::Lost,
         }
     }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until, timeout};
 
 use crate::auth::Login;
@@ -25,7 +25,7 @@ use crate::live::Channels;
 use crate::log::Offset;
 use crate::message::Message;
 use crate::registry::Place;
-use crate::server::{Hub, utc_us};
+use crate::server::{Hub, Stranger, utc_us};
 use crate::session::{Ended, Event, Moment, Session};
 use crate::stats::count;
 use appends::Appends;
@@ -56,13 +56,13 @@ pub(crate) async fn serve<S>(
     hub: Arc<Hub>,
     stream: S,
     peer: SocketAddr,
-    connecting: OwnedSemaphorePermit,
+    stranger: Stranger,
     stop: watch::Receiver<bool>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     count(&hub.counters.connections, 1);
-    let mut connection = Connection::new(&hub, stream, peer.ip(), connecting, stop);
+    let mut connection = Connection::new(&hub, stream, peer.ip(), stranger, stop);
     connection.run().await;
     connection.finish().await;
     hub.counters.connections.fetch_sub(1, Ordering::Relaxed);
@@ -79,7 +79,7 @@ struct Connection<S> {
     feed: Feed,
     head: watch::Receiver<Offset>,
     /// Until the client is accepted.
-    connecting: Option<OwnedSemaphorePermit>,
+    stranger: Option<Stranger>,
     /// From then on.
     place: Option<Place>,
     stop: watch::Receiver<bool>,
@@ -109,13 +109,7 @@ enum Wake {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    fn new(
-        hub: &Arc<Hub>,
-        stream: S,
-        peer: IpAddr,
-        connecting: OwnedSemaphorePermit,
-        stop: watch::Receiver<bool>,
-    ) -> Connection<S> {
+    fn new(hub: &Arc<Hub>, stream: S, peer: IpAddr, stranger: Stranger, stop: watch::Receiver<bool>) -> Connection<S> {
         let now = Instant::now();
         Connection {
             peer,
@@ -126,7 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             appends: Appends::default(),
             feed: Feed::new(&hub.live),
             head: hub.log.watch_head(),
-            connecting: Some(connecting),
+            stranger: Some(stranger),
             place: None,
             stop,
             will: None,
@@ -282,7 +276,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 () = stopped(&mut self.stop) => return self.session.refuse(Reason::ServerShuttingDown),
             }
         }
-        self.connecting = None;
+        self.stranger = None;
         let moment = self.moment();
         self.session.accept(number, assigned.as_deref(), moment);
         tracing::debug!(peer = %self.peer, client = %self.session.identity().client_id, "client connected");
@@ -309,6 +303,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.timer_at = None;
                 Wake::Look
             }
+            () = evicted(&mut self.stranger) => Wake::Close(Reason::ServerBusy),
             reason = told_to_close(place) => Wake::Close(reason),
             () = stopped(&mut self.stop) => Wake::Close(Reason::ServerShuttingDown),
         }
@@ -374,7 +369,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.count_end();
         // A client that comes back may do so now.
         self.place = None;
-        self.connecting = None;
+        self.stranger = None;
         if self.session.ended() != Some(&Ended::Network) {
             self.io.close(self.session.output(), FLUSH_MAX, LINGER_MAX).await;
         }
@@ -425,6 +420,15 @@ async fn pause(hub: &Hub, pause: &Option<Pause>) {
         Some(Pause { channels: [0, 0], until }) => sleep_until((*until).into()).await,
         Some(Pause { channels, until }) => hub.live.caught_up(*channels, *until).await,
         None => {}
+    }
+}
+
+/// Resolves when a connection that was not accepted has to make room.
+async fn evicted(stranger: &mut Option<Stranger>) {
+    let Some(stranger) = stranger else { return std::future::pending().await };
+    if (&mut stranger.evicted).await.is_err() {
+        // Nobody can evict it any more.
+        std::future::pending().await
     }
 }
 

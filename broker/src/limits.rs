@@ -5,10 +5,11 @@ use std::time::Duration;
 /// What clients may take. The defaults suit a gateway with 1 GiB of memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at a time. A quiet one costs about 10 KiB, one with subscriptions about 200 KiB.
+    /// Connections at a time. One with subscriptions costs about 50 KiB while it is quiet.
     pub connections_max: usize,
     /// Connections at a time that have not been accepted yet: at most this many times
-    /// [`crate::codec::CONNECT_BYTES_MAX`] of memory for strangers.
+    /// [`crate::codec::CONNECT_BYTES_MAX`] of memory for strangers. When there are more, the next waits until one was
+    /// accepted, or until the oldest has been silent for a second and is closed.
     pub connecting_max: usize,
     /// How long a client may take from the first byte of TCP to its CONNECT.
     pub connect_deadline: Duration,

@@ -4,13 +4,14 @@
 //! that joins them all. Shutdown order: stop accepting; every connection gets DISCONNECT 0x8B, hands its publishes and
 //! its will to the log, and ends; then the watchdog. The log is its owner's to close, afterwards.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::auth::{AllowAll, Authenticator, Authorize, Users};
@@ -28,6 +29,12 @@ const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
 
 /// Pause after a failed accept: no file descriptors, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection may be silent while others wait for its place.
+const SILENT_MAX: Duration = Duration::from_secs(1);
+
+/// How long an evicted connection may take to go.
+const EVICTION_MAX: Duration = Duration::from_secs(2);
 
 /// How to run a broker.
 #[derive(Debug, Clone)]
@@ -223,7 +230,7 @@ impl Publisher {
 async fn accept(hub: Arc<Hub>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     let places = Arc::new(Semaphore::new(hub.limits.connections_max));
-    let connecting = Arc::new(Semaphore::new(hub.limits.connecting_max));
+    let mut strangers = Strangers::new(hub.limits.connecting_max);
     loop {
         let accepted = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
@@ -241,18 +248,20 @@ async fn accept(hub: Arc<Hub>, listener: TcpListener, mut stop: watch::Receiver<
                 continue;
             }
         };
-        let permits = Arc::clone(&places).try_acquire_owned().ok();
-        let permits = permits.zip(Arc::clone(&connecting).try_acquire_owned().ok());
-        let Some((place, connecting)) = permits else {
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             count(&hub.counters.turned_away, 1);
             continue;
+        };
+        let stranger = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => break,
+            stranger = strangers.admit(&hub.counters) => stranger,
         };
         count(&hub.counters.accepted, 1);
         prepare(&stream);
         let (hub, stop) = (Arc::clone(&hub), stop.clone());
         connections.spawn(async move {
             // On the heap, so that the task's own frame stays small.
-            Box::pin(connection::serve(hub, stream, peer, connecting, stop)).await;
+            Box::pin(connection::serve(hub, stream, peer, stranger, stop)).await;
             drop(place);
         });
     }
@@ -265,6 +274,58 @@ async fn accept(hub: Arc<Hub>, listener: TcpListener, mut stop: watch::Receiver<
     if tokio::time::timeout(SHUTDOWN_MAX, all).await.is_err() {
         tracing::warn!(connections = connections.len(), "connections did not end in time and are cut off");
         connections.shutdown().await;
+    }
+}
+
+/// A connection that has not been accepted.
+#[derive(Debug)]
+pub(crate) struct Stranger {
+    _permit: OwnedSemaphorePermit,
+    /// Resolves when its place is needed by others.
+    pub(crate) evicted: oneshot::Receiver<()>,
+}
+
+/// The connections that have not been accepted, oldest first. Silent ones must not keep others out.
+struct Strangers {
+    places: Arc<Semaphore>,
+    evict: VecDeque<(Instant, oneshot::Sender<()>)>,
+}
+
+impl Strangers {
+    fn new(places: usize) -> Strangers {
+        Strangers { places: Arc::new(Semaphore::new(places)), evict: VecDeque::new() }
+    }
+
+    /// Waits for a place; makes one if the oldest had its time.
+    async fn admit(&mut self, counters: &Counters) -> Stranger {
+        self.evict.retain(|(_, evict)| !evict.is_closed());
+        // One at a time: an evicted connection takes a moment to go.
+        let mut next = Instant::now();
+        let permit = loop {
+            let oldest_until = self.evict.front().map(|(since, _)| next.max(*since + SILENT_MAX));
+            tokio::select! {
+                biased;
+                Ok(permit) = Arc::clone(&self.places).acquire_owned() => break permit,
+                () = until(oldest_until) => {
+                    next = Instant::now() + EVICTION_MAX;
+                    if let Some((_, evict)) = self.evict.pop_front()
+                        && evict.send(()).is_ok()
+                    {
+                        count(&counters.turned_away, 1);
+                    }
+                }
+            }
+        };
+        let (evict, evicted) = oneshot::channel();
+        self.evict.push_back((Instant::now(), evict));
+        Stranger { _permit: permit, evicted }
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

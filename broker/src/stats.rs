@@ -11,7 +11,8 @@ pub struct BrokerStats {
     pub clients: u64,
     /// Connections accepted from the network.
     pub accepted: u64,
-    /// Connections closed at once because of [`crate::Limits::connections_max`] or [`crate::Limits::connecting_max`].
+    /// Connections closed because of [`crate::Limits::connections_max`], or silent ones because of
+    /// [`crate::Limits::connecting_max`].
     pub turned_away: u64,
     /// CONNECTs refused, wrong passwords among them.
     pub refused: u64,

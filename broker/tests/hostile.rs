@@ -154,28 +154,38 @@ async fn endless_lists() {
     assert_eq!(client.subscribe("b", QoS::AtLeastOnce).await, Reason::GrantedQoS1);
 }
 
-// Connections beyond the limits are turned away, and places are given back.
+// Connections beyond the limit are turned away, and places are given back.
 #[tokio::test(flavor = "multi_thread")]
-async fn connection_limits() {
-    let gateway = Gateway::with(|config| {
-        config.limits.connections_max = 3;
-        config.limits.connecting_max = 2;
-    })
-    .await;
-    let mut one = Client::open(gateway.addr(), Version::V311).await;
-    let _two = Client::open(gateway.addr(), Version::V311).await;
-    gateway.until("two are connecting", |gateway| gateway.broker.stats().connections == 2).await;
+async fn connection_limit() {
+    let gateway = Gateway::with(|config| config.limits.connections_max = 2).await;
+    let _one = Client::connect(gateway.addr(), Version::V311, "one").await;
+    let two = Client::connect(gateway.addr(), Version::V311, "two").await;
     let mut three = Client::open(gateway.addr(), Version::V311).await;
     three.closed().await;
-    one.send(&Packet::Connect(Box::new(connect(Version::V311, "one")))).await;
-    assert!(matches!(one.recv().await, Packet::ConnAck(_)));
-    let three = Client::connect(gateway.addr(), Version::V311, "three").await;
-    let mut four = Client::open(gateway.addr(), Version::V311).await;
-    four.closed().await;
-    assert_eq!(gateway.broker.stats().turned_away, 2);
-    drop(three);
-    gateway.until("a place is free", |gateway| gateway.broker.stats().connections == 2).await;
-    Client::connect(gateway.addr(), Version::V311, "four").await;
+    assert_eq!(gateway.broker.stats().turned_away, 1);
+    drop(two);
+    gateway.until("a place is free", |gateway| gateway.broker.stats().connections == 1).await;
+    Client::connect(gateway.addr(), Version::V311, "three").await;
+}
+
+// Silent connections do not keep others out: the oldest makes room.
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_make_room() {
+    let gateway = Gateway::with(|config| config.limits.connecting_max = 2).await;
+    let mut silent =
+        [Client::open(gateway.addr(), Version::V311).await, Client::open(gateway.addr(), Version::V311).await];
+    gateway.until("two are connecting", |gateway| gateway.broker.stats().connections == 2).await;
+    let mut served = Vec::new();
+    for number in 0..5 {
+        served.push(Client::connect(gateway.addr(), Version::V311, &format!("served-{number}")).await);
+    }
+    assert_eq!(silent[0].closed().await, None);
+    assert_eq!(gateway.broker.stats().turned_away, 1);
+    silent[1].send(&Packet::Connect(Box::new(connect(Version::V311, "late")))).await;
+    assert!(matches!(silent[1].recv().await, Packet::ConnAck(_)));
+    for client in &mut served {
+        client.assert_quiet().await;
+    }
 }
 
 // When live fan-out dies, it is started again and subscribers get live messages again; QoS 1 never stops.

@@ -50,7 +50,8 @@ pub(crate) const QUICK_CHECK_BYTES_MAX: u64 = 64 * MIB;
 
 const MIB: u64 = 1_024 * 1_024;
 
-/// Bounds that a configuration may change; the defaults suit a gateway with 1 GiB of memory.
+/// Bounds that a configuration may change; the defaults suit a gateway with 1 GiB of memory. What is too small to work
+/// is raised to what does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Rows that start a commit before the delay is over.
@@ -102,6 +103,19 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Raises what is too small to work.
+    pub(crate) fn workable(mut self) -> Limits {
+        self.group_rows_max = self.group_rows_max.max(1);
+        self.queue_batches_max = self.queue_batches_max.max(1);
+        // A batch is at most as large as the queue, and one message has to fit.
+        self.queue_bytes_max = self.queue_bytes_max.max(64 * 1_024).min(u32::MAX as usize);
+        self.partition_rows_max = self.partition_rows_max.max(1);
+        self.topics_max = self.topics_max.max(1);
+        self
+    }
+}
+
 /// How the byte quota is split, and the limits that follow from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Budget {
@@ -141,7 +155,8 @@ impl Budget {
         // thousand at 64 GiB, because readers parse the schema again whenever one is created.
         let partition_bytes_max = match limits.partition_bytes_max {
             0 => (usable_bytes / 64).clamp(256 * 1_024, 64 * MIB),
-            bytes => bytes,
+            // However small it is asked for, there are at most a few thousand.
+            bytes => bytes.max(usable_bytes / 4_096),
         };
         // A group must fit into the write-ahead log several times over, and a batch into a group's partition budget.
         let group_bytes_max = limits.group_bytes_max.min(to_usize(wal_bytes_max / 4));

@@ -42,7 +42,8 @@ enum Attempt {
 }
 
 /// Opens the log in `config.dir`, or begins one.
-pub(crate) fn open(config: LogConfig) -> Result<Parts, OpenError> {
+pub(crate) fn open(mut config: LogConfig) -> Result<Parts, OpenError> {
+    config.limits = config.limits.workable();
     let budget = Budget::new(config.quota_bytes, &config.limits)?;
     let lock = lock_dir(&config.dir)?;
     let path = config.dir.join(schema::FILE_NAME);

@@ -26,7 +26,7 @@ pub(crate) const FILE_NAME: &str = "log.db";
 pub(crate) const LOCK_NAME: &str = "log.lock";
 
 /// How long a statement waits for a lock of another program before the writer reports it.
-const BUSY_TIMEOUT: Duration = Duration::from_millis(1_000);
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_millis(1_000);
 
 /// Prepared statements that a connection keeps: a dozen of its own and a few partitions.
 const STATEMENTS_MAX: usize = 32;

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{CachedStatement, Connection};
 
@@ -22,6 +23,9 @@ use crate::topic::TopicName;
 
 /// What a row takes in its partition besides payload and properties: offset, time, topic, flags and headers.
 pub(crate) const ROW_OVERHEAD_BYTES: u64 = 24;
+
+/// How long a checkpoint waits for readers to end their transactions.
+const CHECKPOINT_BUSY_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// A change of the retained store: the message, or nothing to delete it.
 pub(crate) type RetainedChange = (TopicName, Option<Arc<RetainedMessage>>);
@@ -73,6 +77,10 @@ pub(crate) struct Store {
     pub(crate) usage: Usage,
     /// Bytes appended since the last checkpoint, which it will copy.
     uncopied_bytes: u64,
+    /// Frames at which to checkpoint next.
+    checkpoint_at: u64,
+    /// Whether the last checkpoint copied everything.
+    copied: bool,
 }
 
 impl Store {
@@ -94,6 +102,8 @@ impl Store {
             topics,
             usage: Usage::default(),
             uncopied_bytes: 0,
+            checkpoint_at: CHECKPOINT_FRAMES,
+            copied: false,
         };
         store.measure()?;
         Ok((store, head))
@@ -177,21 +187,31 @@ impl Store {
     pub(crate) fn drop_oldest(&mut self, plan: &DropPlan, cursors: &[CursorChange]) -> Result<(u64, u64), StoreError> {
         let Some(oldest) = self.partitions.oldest().cloned() else { return Ok((0, 0)) };
         let pruned = self.topics.unused(plan.end);
-        let result = self
-            .begin()
-            .and_then(|()| self.drop_in_transaction(&oldest, plan, cursors, &pruned))
-            .and_then(|lost| self.commit().map(|()| lost));
+        // Before the transaction: SQLite lets none write that has met damage. A damaged partition cannot be summed, but it
+        // can be dropped and its rows be counted.
+        let lost = plan.lost.as_ref().map(|(from, _)| {
+            (plan.end.saturating_sub(*from), lost_bytes(&self.connection, oldest.number, *from).unwrap_or(0))
+        });
+        let attempt = |store: &Store, abandon| {
+            let drop = || store.drop_in_transaction(&oldest, plan, cursors, &pruned, lost, abandon);
+            store.begin().and_then(|()| drop()).and_then(|()| store.commit()).map_err(|error| {
+                store.rollback();
+                StoreError::from(error)
+            })
+        };
+        // The pages of a damaged table cannot be given back; it is taken off the list and left in the file.
+        let result = match attempt(self, false) {
+            Err(StoreError::Corrupt(_)) => attempt(self, true),
+            other => other,
+        };
         match result {
-            Ok(lost) => {
+            Ok(()) => {
                 self.partitions.remove_oldest();
                 self.topics.forget(&pruned);
                 self.remeasure();
-                Ok(lost)
+                Ok(lost.unwrap_or_default())
             }
-            Err(error) => {
-                self.rollback();
-                Err(error.into())
-            }
+            Err(error) => Err(error),
         }
     }
 
@@ -201,19 +221,16 @@ impl Store {
         plan: &DropPlan,
         cursors: &[CursorChange],
         pruned: &[(TopicName, u32)],
-    ) -> rusqlite::Result<(u64, u64)> {
+        lost: Option<(u64, u64)>,
+        abandon: bool,
+    ) -> rusqlite::Result<()> {
         let connection = &self.connection;
-        let lost = match &plan.lost {
-            None => (0, 0),
-            Some((from, names)) => {
-                let rows = plan.end.saturating_sub(*from);
-                // A damaged partition cannot be summed, but it can be dropped and its rows be counted.
-                let bytes = lost_bytes(connection, oldest.number, *from).unwrap_or(0);
-                record_gap(connection, (*from, plan.end), rows, bytes, names)?;
-                (rows, bytes)
-            }
-        };
-        connection.execute_batch(&format!("DROP TABLE {}", schema::partition_table(oldest.number)))?;
+        if let Some(((from, names), (rows, bytes))) = plan.lost.as_ref().zip(lost) {
+            record_gap(connection, (*from, plan.end), rows, bytes, names)?;
+        }
+        if !abandon {
+            connection.execute_batch(&format!("DROP TABLE {}", schema::partition_table(oldest.number)))?;
+        }
         connection
             .prepare_cached("DELETE FROM partition WHERE first_offset=?1")?
             .execute([schema::signed(oldest.first)])?;
@@ -227,8 +244,7 @@ impl Store {
             }
             schema::set_meta_number(connection, "next_topic", u64::from(self.topics.next_id()))?;
         }
-        write_cursors(connection, cursors)?;
-        Ok(lost)
+        write_cursors(connection, cursors)
     }
 
     /// Reads how much is used. Both numbers are in the first page's header, which is in memory.
@@ -254,18 +270,19 @@ impl Store {
         let _ = self.measure();
     }
 
-    /// Copies the write-ahead log into the database once it has [`CHECKPOINT_FRAMES`]. Called after the commit was
-    /// acknowledged, so that no publisher waits for it. Gives whether anything was done.
-    pub(crate) fn checkpoint_if_due(&mut self) -> Result<bool, StoreError> {
-        if self.usage.wal_frames < CHECKPOINT_FRAMES {
-            return Ok(false);
+    /// Copies the write-ahead log into the database once it has grown by [`CHECKPOINT_FRAMES`]. Called after the commit
+    /// was acknowledged, so that no publisher waits for it.
+    pub(crate) fn checkpoint_if_due(&mut self) -> Result<(), StoreError> {
+        if self.usage.wal_frames < self.checkpoint_at {
+            return Ok(());
         }
-        if self.usage.wal_frames >= CHECKPOINT_RESTART_FRAMES {
-            self.checkpoint("PRAGMA wal_checkpoint(RESTART)")?;
-        } else {
-            self.checkpoint("PRAGMA wal_checkpoint(PASSIVE)")?;
-        }
-        Ok(true)
+        // As long as there always is some reader, the write-ahead log does not start over by itself.
+        let restart = self.usage.wal_frames >= CHECKPOINT_RESTART_FRAMES;
+        let mode = if restart { "PRAGMA wal_checkpoint(RESTART)" } else { "PRAGMA wal_checkpoint(PASSIVE)" };
+        let result = self.checkpoint(mode);
+        // Complete, it starts over with the next commit. If a reader prevents that, the next try has to be worth it.
+        self.checkpoint_at = if self.copied { CHECKPOINT_FRAMES } else { self.usage.wal_frames + CHECKPOINT_FRAMES };
+        result
     }
 
     /// Checkpoints and empties the write-ahead log, as far as readers let it.
@@ -274,13 +291,19 @@ impl Store {
     }
 
     fn checkpoint(&mut self, sql: &str) -> Result<(), StoreError> {
-        let (_, frames, copied) = self.checkpoint_pragma(sql)?;
-        if copied > 0 && copied >= frames {
+        self.copied = false;
+        // Our own readers are done in a few milliseconds; other programs' are not waited for.
+        self.connection.busy_timeout(CHECKPOINT_BUSY_TIMEOUT)?;
+        let result = self.checkpoint_pragma(sql);
+        self.connection.busy_timeout(schema::BUSY_TIMEOUT)?;
+        let (busy, frames, copied) = result?;
+        if copied >= frames {
             // A page is copied once however many frames it has: the appended rows' pages, and a few that every
             // commit changes.
             let pages = self.uncopied_bytes / (PAGE_BYTES - 100) + 16;
             self.usage.device_bytes += pages.min(copied) * PAGE_BYTES;
             self.uncopied_bytes = 0;
+            self.copied = !busy;
         }
         self.measure()?;
         Ok(())

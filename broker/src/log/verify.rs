@@ -74,6 +74,7 @@ pub fn verify(dir: &Path) -> Result<VerifyReport, ReadError> {
             partitions.push((row.get::<_, u32>(0)?, schema::unsigned(row.get(1)?)));
         }
     }
+    find_abandoned(&connection, &mut report)?;
     report.oldest = Offset(partitions.first().map_or(1, |(_, first)| *first));
     report.head = report.oldest;
     let mut readable = true;
@@ -87,6 +88,19 @@ pub fn verify(dir: &Path) -> Result<VerifyReport, ReadError> {
         readable = check_partition(&connection, number, first, &mut report);
     }
     Ok(report)
+}
+
+/// Partition tables that retention could not drop because they are damaged.
+fn find_abandoned(connection: &Connection, report: &mut VerifyReport) -> Result<(), ReadError> {
+    let mut select = connection.prepare(
+        "SELECT name FROM sqlite_schema WHERE type='table' AND name GLOB 'message_[0-9]*' \
+         AND name NOT IN (SELECT format('message_%06d', number) FROM partition)",
+    )?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        report.find(format!("table {} is damaged and was abandoned", row.get::<_, String>(0)?));
+    }
+    Ok(())
 }
 
 fn check_table(connection: &Connection, table: &str, report: &mut VerifyReport) -> bool {

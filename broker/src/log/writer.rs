@@ -30,6 +30,9 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 /// Failures in a row after which the connection is opened anew.
 const REOPEN_AFTER: u32 = 3;
 
+/// Pages asked for beyond the estimate when SQLite found too few: a group of 2 MiB again.
+const EXTRA_PAGES_MAX: u64 = 512;
+
 /// Requests besides appends. Few, so a queue of 64 never fills for long.
 #[derive(Debug)]
 pub(crate) enum Control {
@@ -254,7 +257,7 @@ impl Writer {
             let Err(obstacle) = self.try_commit(&mut group, extra_pages) else { break };
             if matches!(obstacle, Obstacle::Store(_)) {
                 failures += 1;
-                extra_pages = (extra_pages * 2).max(64);
+                extra_pages = (extra_pages * 2).clamp(64, EXTRA_PAGES_MAX);
             }
             let (reason, retry_at_once) = self.overcome(obstacle, &mut group, failures);
             self.shared.set_full(Some(reason));

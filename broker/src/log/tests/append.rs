@@ -139,7 +139,7 @@ async fn a_full_group_is_committed_at_once() {
 async fn partitions_roll() {
     let dir = tempfile::tempdir().unwrap();
     let limits = Limits { partition_rows_max: 10, partition_bytes_max: 5_000, ..Limits::default() };
-    let log = open(LogConfig { limits: limits.clone(), ..config(dir.path()) });
+    let log = open(LogConfig { limits: limits.clone(), ..small(dir.path(), WhenFull::Refuse) });
     // One commit that needs three partitions, two of them full of rows, then rows that fill one by bytes.
     log.append((0..25).map(|n| append("a", n.to_string())).collect()).await.unwrap();
     log.append((0..3).map(|_| append("a", vec![1; 3_000])).collect()).await.unwrap();
@@ -155,7 +155,7 @@ async fn partitions_roll() {
     assert_eq!((messages.len(), gaps.len()), (29, 0));
     assert!(messages.iter().zip(1..).all(|(message, offset)| message.offset == Offset(offset)));
     log.close();
-    let log = open(LogConfig { limits, ..config(dir.path()) });
+    let log = open(LogConfig { limits, ..small(dir.path(), WhenFull::Refuse) });
     assert_eq!(log.append(vec![append("a", "y")]).await, Ok(Offset(30)));
     assert_eq!((read_disk(&log, 1).0.len(), log.stats().partitions), (30, 4), "the newest goes on after a restart");
     assert!(verify(dir.path()).unwrap().is_sound());

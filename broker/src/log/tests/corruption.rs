@@ -209,3 +209,35 @@ async fn a_missing_table_is_set_aside() {
     peek(dir.path()).execute_batch("DROP TABLE retained; PRAGMA wal_checkpoint(TRUNCATE);").unwrap();
     is_set_aside(dir.path(), old).await;
 }
+
+// A damaged partition does not stop retention: it is taken off the list, its loss is counted, and the log goes on.
+#[tokio::test]
+async fn a_damaged_partition_is_dropped_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(small(dir.path(), WhenFull::DropOldest));
+    let cursor = log.cursor("c").unwrap();
+    let rows = || (0..8).map(|_| append("a", vec![7; 4_000])).collect();
+    while log.stats().partitions < 4 {
+        log.append(rows()).await.unwrap();
+    }
+    log.close();
+    drop((log, cursor));
+    // After opening, which would find it.
+    let log = open(small(dir.path(), WhenFull::DropOldest));
+    let root: i64 = peek(dir.path())
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name='message_000002'", [], |row| row.get(0))
+        .unwrap();
+    scribble(dir.path(), (root as u64 - 1) * PAGE_BYTES, 4_096);
+    while log.stats().partitions_dropped < 5 {
+        let appended = tokio::time::timeout(PATIENCE, log.append(rows())).await;
+        appended.unwrap_or_else(|_| panic!("held: {:?}", log.stats().full)).unwrap();
+    }
+    let stats = log.stats();
+    assert_eq!((stats.lost_rows, stats.full), (log.oldest().0 - 1, None));
+    let left: i64 = peek(dir.path())
+        .query_row("SELECT count(*) FROM sqlite_schema WHERE name='message_000002'", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(left, 1, "what cannot be given back is left in the file");
+    let report = verify(dir.path()).unwrap();
+    assert_eq!(report.findings, vec!["table message_000002 is damaged and was abandoned".to_owned()]);
+}

@@ -1,16 +1,17 @@
 //! How many messages a second the broker takes and delivers, over loopback TCP with plain sockets.
 //!
 //! `cargo run --release -p millwright-broker --example throughput -- [--publishers 10] [--in-flight 100] [--subscribers 1]
-//! [--qos 1] [--subscribe-qos 1] [--bytes 128] [--seconds 5] [--delay-ms 0] [--connect HOST:PORT]`
+//! [--qos 1] [--subscribe-qos 1] [--bytes 128] [--seconds 5] [--delay-ms 0] [--rate 0] [--connect HOST:PORT]`
 //!
 //! Everything runs in one process unless `--connect` names a broker. Publishers keep `in-flight` messages unacknowledged
-//! at QoS 1, and write as fast as the socket takes at QoS 0. Each has its own topic. Prints one line.
+//! at QoS 1, and write as fast as the socket takes at QoS 0. Each has its own topic. With `--rate` all publishers together
+//! send so many messages a second, one at a time, and the time from publishing to PUBACK and to the subscriber is printed.
 #![allow(clippy::print_stdout)]
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -49,6 +50,49 @@ struct Counts {
     stop: AtomicBool,
     published: AtomicU64,
     delivered: AtomicU64,
+    /// Microseconds; filled with `--rate` only.
+    acknowledged_us: Mutex<Vec<u64>>,
+    delivered_us: Mutex<Vec<u64>>,
+}
+
+/// The middle and the 99th percentile.
+fn percentiles(latencies: &Mutex<Vec<u64>>) -> String {
+    let mut latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
+    latencies.sort_unstable();
+    let at = |share: usize| latencies.get((latencies.len() * share / 100).min(latencies.len().saturating_sub(1)));
+    match (at(50), at(99)) {
+        (Some(p50), Some(p99)) => format!("p50 {p50} us, p99 {p99} us"),
+        _ => "-".to_owned(),
+    }
+}
+
+fn elapsed_us(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Publishes at a steady pace and takes the time.
+async fn paced(mut client: Client, mut publish: Publish, plan: Plan, counts: Arc<Counts>) -> anyhow::Result<()> {
+    let mut tick = tokio::time::interval(plan.interval);
+    let mut acknowledged_us = Vec::new();
+    while !counts.stop.load(Ordering::Relaxed) {
+        tick.tick().await;
+        let sent_us = elapsed_us(plan.start);
+        let mut payload = vec![0x55; plan.bytes.max(8)];
+        if let Some(stamp) = payload.first_chunk_mut::<8>() {
+            *stamp = sent_us.to_be_bytes();
+        }
+        publish.payload = Bytes::from(payload);
+        publish.packet_id = (plan.qos == QoS::AtLeastOnce).then_some(PacketId::MIN);
+        client.put(&Packet::Publish(publish.clone()));
+        client.flush().await?;
+        if plan.qos == QoS::AtLeastOnce {
+            client.recv().await?;
+            acknowledged_us.push(elapsed_us(plan.start) - sent_us);
+        }
+        counts.published.fetch_add(1, Ordering::Relaxed);
+    }
+    counts.acknowledged_us.lock().unwrap_or_else(PoisonError::into_inner).extend(acknowledged_us);
+    Ok(())
 }
 
 struct Client {
@@ -124,6 +168,9 @@ async fn publisher(addr: SocketAddr, number: u64, plan: Plan, counts: Arc<Counts
         properties: Bytes::new(),
         payload: Bytes::from(vec![0x55; plan.bytes]),
     };
+    if !plan.interval.is_zero() {
+        return paced(client, publish, plan, counts).await;
+    }
     let mut next_id = 0_u16;
     let mut in_flight = 0;
     while !counts.stop.load(Ordering::Relaxed) {
@@ -153,13 +200,18 @@ async fn publisher(addr: SocketAddr, number: u64, plan: Plan, counts: Arc<Counts
     Ok(())
 }
 
-async fn subscriber(mut client: Client, counts: Arc<Counts>) -> anyhow::Result<()> {
+async fn subscriber(mut client: Client, plan: Plan, counts: Arc<Counts>) -> anyhow::Result<()> {
     loop {
         client.read().await?;
         let mut delivered = 0;
+        let now_us = elapsed_us(plan.start);
         while let Some(packet) = client.ready()? {
             let Packet::Publish(publish) = packet else { bail!("{packet:?} instead of PUBLISH") };
             delivered += 1;
+            if let Some(stamp) = publish.payload.first_chunk::<8>().filter(|_| !plan.interval.is_zero()) {
+                let mut delivered_us = counts.delivered_us.lock().unwrap_or_else(PoisonError::into_inner);
+                delivered_us.push(now_us.saturating_sub(u64::from_be_bytes(*stamp)));
+            }
             if let Some(id) = publish.packet_id {
                 client.put(&Packet::PubAck(Ack::new(id, Reason::Success)));
             }
@@ -174,6 +226,9 @@ struct Plan {
     qos: QoS,
     bytes: usize,
     in_flight: u64,
+    /// Between two messages of a publisher; zero for as many as possible.
+    interval: Duration,
+    start: Instant,
 }
 
 fn qos(number: u64) -> QoS {
@@ -183,12 +238,15 @@ fn qos(number: u64) -> QoS {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let options = Options::read()?;
+    let (publishers, subscribers) = (options.number("publishers", 10)?, options.number("subscribers", 1)?);
+    let rate = options.number("rate", 0)?;
     let plan = Plan {
+        start: Instant::now(),
+        interval: Duration::from_nanos((publishers * 1_000_000_000).checked_div(rate).unwrap_or_default()),
         qos: qos(options.number("qos", 1)?),
         bytes: usize::try_from(options.number("bytes", 128)?)?,
         in_flight: options.number("in-flight", 100)?.max(1),
     };
-    let (publishers, subscribers) = (options.number("publishers", 10)?, options.number("subscribers", 1)?);
     let seconds = options.number("seconds", 5)?;
 
     let dir = std::env::current_dir()?.join(format!("throughput-{}", std::process::id()));
@@ -221,7 +279,7 @@ async fn main() -> anyhow::Result<()> {
         client.put(&Packet::Subscribe(Subscribe { packet_id: PacketId::MIN, properties: Vec::new(), filters }));
         client.flush().await?;
         client.recv().await?;
-        tasks.push(tokio::spawn(subscriber(client, Arc::clone(&counts))));
+        tasks.push(tokio::spawn(subscriber(client, plan, Arc::clone(&counts))));
     }
     let mut publishing = Vec::new();
     let start = Instant::now();
@@ -252,6 +310,10 @@ async fn main() -> anyhow::Result<()> {
         all * subscribers,
         peak_rss_mib(),
     );
+    if rate > 0 {
+        let (acknowledged, delivered) = (percentiles(&counts.acknowledged_us), percentiles(&counts.delivered_us));
+        println!("to PUBACK: {acknowledged}; to the subscriber: {delivered}");
+    }
     if let Some((broker, log)) = gateway {
         println!("{:?}", broker.stats());
         for task in tasks {

@@ -1,7 +1,7 @@
 //! Who may connect, and what they may do.
 //!
 //! Owns the users with their password hashes and the rate at which passwords may be tried. Never stores a password.
-//! Verification is slow on purpose (argon2id), so it runs on blocking threads, [`VERIFICATIONS_MAX`] at a time.
+//! Verification is slow on purpose (argon2id), so it runs on blocking threads, two at a time.
 
 use std::collections::HashMap;
 use std::fmt;

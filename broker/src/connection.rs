@@ -183,11 +183,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Logs the QoS 0 messages that are telemetry; false if some were not.
     fn log_telemetry(&self, volatile: &[Message], moment: Moment) -> bool {
-        let filters = &self.hub.telemetry;
-        let is_telemetry = |message: &&Message| filters.iter().any(|filter| filter.matches(&message.topic));
         let telemetry: Vec<_> = volatile
             .iter()
-            .filter(is_telemetry)
+            .filter(|message| self.is_telemetry(message))
             .map(|message| appends::append(message.clone(), true, moment.utc_us))
             .collect();
         match self.hub.log.try_append(telemetry) {
@@ -199,11 +197,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
+    fn is_telemetry(&self, message: &Message) -> bool {
+        self.hub.telemetry.iter().any(|filter| filter.matches(&message.topic))
+    }
+
     fn append(&mut self, moment: Moment) {
         while self.appends.has_room() {
-            let batch = self.session.take_durable(appends::BATCH_ROWS_MAX, appends::BATCH_BYTES_MAX);
+            let mut batch = self.session.take_durable(appends::BATCH_ROWS_MAX, appends::BATCH_BYTES_MAX);
             if batch.is_empty() {
                 return;
+            }
+            // Telemetry that is retained at QoS 0 is logged like any other.
+            for durable in batch.iter_mut().filter(|durable| !durable.log) {
+                durable.log = self.is_telemetry(&durable.message);
             }
             self.appends.push(&self.hub, batch, moment.utc_us);
         }

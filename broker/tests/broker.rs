@@ -281,6 +281,10 @@ async fn telemetry_is_logged_at_qos_0() {
     assert_eq!(subscriber.message().await.topic.unwrap().as_str(), "other");
     assert_eq!(subscriber.message().await.topic.unwrap().as_str(), "mw/v1/telemetry/pump");
     gateway.until("it is logged", |gateway| gateway.log.head().0 == 2).await;
+    let retained = publish("mw/v1/telemetry/pump", QoS::AtMostOnce, b"2");
+    publisher.publish_with(millwright_broker::codec::Publish { retain: true, ..retained }).await;
+    assert_eq!(subscriber.message().await.payload, &b"2"[..]);
+    assert_eq!((gateway.log.head().0, gateway.log.retained().len()), (3, 1));
     subscriber.assert_quiet().await;
     let fetched = gateway.log.fetch(millwright_broker::log::Offset(1), Default::default()).await.unwrap();
     assert_eq!(fetched.messages[0].message.qos, QoS::AtMostOnce);

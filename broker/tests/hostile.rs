@@ -40,7 +40,7 @@ async fn strange_client_identifier_twice() {
         first.closed().await;
         gateway.assert_serves().await;
     }
-    assert_eq!(gateway.broker.stats().takeovers, 2);
+    assert!(gateway.broker.stats().takeovers >= 2);
 }
 
 // A session that is not clean, with a shared subscription and an unacknowledged message, may disconnect and come back.

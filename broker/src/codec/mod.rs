@@ -14,7 +14,7 @@ mod reader;
 mod reason;
 mod subscribe;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 

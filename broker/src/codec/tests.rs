@@ -228,7 +228,8 @@ fn other(version: Version) -> impl Strategy<Value = Packet> {
     )
 }
 
-fn packet(version: Version) -> impl Strategy<Value = Packet> {
+/// Any packet of a version.
+pub(crate) fn packet(version: Version) -> impl Strategy<Value = Packet> {
     prop_oneof![connect(version), publish(version), ack(version), subscription(version), other(version)]
 }
 

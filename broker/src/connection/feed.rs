@@ -199,14 +199,16 @@ impl Feed {
     }
 
     fn deliver_live(&mut self, event: LinkEvent, session: &mut Session, moment: Moment) {
-        self.deliver_event(event, session, moment);
-        for _ in 1..LIVE_BATCHES_MAX {
-            let next = match &mut self.link {
-                LinkState::Open(link) => link.try_next(),
-                _ => None,
-            };
-            let Some(event) = next else { return };
+        let mut next = Some(event);
+        for turn in 1..=LIVE_BATCHES_MAX {
+            let Some(event) = next.take() else { return };
+            // It may be that a SUBACK can be sent now: before the messages that follow.
+            let last = turn == LIVE_BATCHES_MAX || matches!(event, LinkEvent::Nothing);
             self.deliver_event(event, session, moment);
+            next = match &mut self.link {
+                LinkState::Open(link) if !last => link.try_next(),
+                _ => return,
+            };
         }
     }
 

@@ -19,11 +19,18 @@ const MESSAGE_HEADER_BYTES: usize = 15;
 
 /// A batch that is being filled.
 #[derive(Debug)]
-pub(super) struct Building(BytesMut);
+pub(super) struct Building {
+    pub(super) space: Space,
+    pub(super) slot: Slot,
+    /// Messages in it.
+    pub(super) count: u64,
+    bytes: BytesMut,
+}
 
 impl Building {
     fn push(&mut self, message: &Message) {
-        let out = &mut self.0;
+        self.count += 1;
+        let out = &mut self.bytes;
         let (topic, properties, payload) = (message.topic.as_str(), &message.properties, &message.payload);
         out.reserve(MESSAGE_HEADER_BYTES + topic.len() + properties.len() + payload.len());
         out.put_u8(message.qos as u8 | u8::from(message.retain) << 2);
@@ -38,46 +45,41 @@ impl Building {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
     }
 
     /// The payload, with the messages and bytes that the channel had before.
     pub(super) fn finish(mut self, before: u64, bytes_before: u64) -> Bytes {
-        if let Some(header) = self.0.first_chunk_mut::<HEADER_BYTES>() {
+        if let Some(header) = self.bytes.first_chunk_mut::<HEADER_BYTES>() {
             *header = (u128::from(bytes_before) << 64 | u128::from(before)).to_le_bytes();
         }
-        self.0.freeze()
+        self.bytes.freeze()
     }
 }
 
 /// Batches by channel; there are few at a time.
 #[derive(Debug, Default)]
 pub(super) struct Builder {
-    open: Vec<(Space, Slot, Building, u64)>,
+    open: Vec<Building>,
 }
 
 impl Builder {
     /// Adds a message to its channel's batch; gives the batch if it is full.
-    pub(super) fn add(&mut self, space: Space, slot: Slot, message: &Message) -> Option<(Building, u64)> {
-        let known = self.open.iter().position(|(its_space, its_slot, ..)| (*its_space, *its_slot) == (space, slot));
+    pub(super) fn add(&mut self, space: Space, slot: Slot, message: &Message) -> Option<Building> {
+        let known = self.open.iter().position(|building| (building.space, building.slot) == (space, slot));
         let index = known.unwrap_or_else(|| {
             let mut bytes = BytesMut::with_capacity(HEADER_BYTES + MESSAGE_HEADER_BYTES + message.payload.len() + 64);
             bytes.put_u128_le(0);
-            self.open.push((space, slot, Building(bytes), 0));
+            self.open.push(Building { space, slot, count: 0, bytes });
             self.open.len() - 1
         });
-        let (.., building, count) = self.open.get_mut(index)?;
+        let building = self.open.get_mut(index)?;
         building.push(message);
-        *count += 1;
-        if building.0.len() < BATCH_BYTES_MAX {
-            return None;
-        }
-        let (.., building, count) = self.open.swap_remove(index);
-        Some((building, count))
+        (building.bytes.len() >= BATCH_BYTES_MAX).then(|| self.open.swap_remove(index))
     }
 
     /// The batches that are not full.
-    pub(super) fn finish(self) -> Vec<(Space, Slot, Building, u64)> {
+    pub(super) fn finish(self) -> Vec<Building> {
         self.open
     }
 }
@@ -171,11 +173,12 @@ mod tests {
         for number in 0..600 {
             batches.extend(builder.add(Space::Durable, 7, &message(number)));
         }
-        batches.extend(builder.finish().into_iter().map(|(_, _, building, count)| (building, count)));
+        batches.extend(builder.finish());
         assert!(batches.len() > 2);
         let mut expected = 0;
         let mut topics = TopicCache::default();
-        for (building, count) in batches {
+        for building in batches {
+            let count = building.count;
             let mut batch = Batch::new(building.finish(u64::from(expected), 7)).unwrap();
             assert_eq!((batch.before(), batch.count()), (u64::from(expected), count));
             while let Some(got) = batch.next(&mut topics) {

@@ -165,23 +165,27 @@ impl Live {
         if !messages.iter().any(|message| self.wants(message.qos)) {
             return [0; 2];
         }
+        let channels = self.channels_of(messages);
+        // Payloads are copied without the lock.
         let mut touched = [0; 2];
-        let mut inner = self.lock();
-        let mut batches = batch::Builder::default();
-        for message in messages {
+        let mut building = batch::Builder::default();
+        let mut batches = Vec::new();
+        for (message, mut slots) in messages.iter().zip(channels) {
             let space = Space::of(message.qos);
-            let mut slots = inner.slots.wanting(&message.topic)[space.index()];
             touched[space.index()] |= slots;
             while slots != 0 {
                 let slot = slots.trailing_zeros() as Slot;
                 slots &= slots - 1;
-                if let Some((batch, count)) = batches.add(space, slot, message) {
-                    self.send(&mut inner, space, slot, batch, count);
-                }
+                batches.extend(building.add(space, slot, message));
             }
         }
-        for (space, slot, batch, count) in batches.finish() {
-            self.send(&mut inner, space, slot, batch, count);
+        batches.extend(building.finish());
+        if batches.is_empty() {
+            return [0; 2];
+        }
+        let mut inner = self.lock();
+        for batch in batches {
+            self.send(&mut inner, batch);
         }
         if let Some(publisher) = inner.publisher.as_mut() {
             publisher.flush();
@@ -195,7 +199,15 @@ impl Live {
         self.shared.pace.caught_up(channels, deadline).await;
     }
 
-    fn send(&self, inner: &mut Inner, space: Space, slot: Slot, batch: batch::Building, count: u64) {
+    /// The slots that want each message, in its space.
+    fn channels_of(&self, messages: &[Message]) -> Vec<u64> {
+        let mut inner = self.lock();
+        let slots = |message: &Message| inner.slots.wanting(&message.topic)[Space::of(message.qos).index()];
+        messages.iter().map(slots).collect()
+    }
+
+    fn send(&self, inner: &mut Inner, batch: batch::Building) {
+        let (space, slot, count) = (batch.space, batch.slot, batch.count);
         let Some(published) = inner.published[space.index()].get_mut(usize::from(slot)) else { return };
         let before = *published;
         *published += count;

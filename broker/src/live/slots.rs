@@ -25,12 +25,15 @@ pub(super) struct Slots {
     filters: HashMap<TopicFilter, Entry>,
     /// How many filters each slot has.
     load: [usize; SLOTS],
+    /// How many filters are wanted, by space.
+    wanted: [usize; 2],
+    /// Kept up to date when filters come and go.
     topics: HashMap<TopicName, Channels>,
 }
 
 impl Default for Slots {
     fn default() -> Slots {
-        Slots { filters: HashMap::new(), load: [0; SLOTS], topics: HashMap::new() }
+        Slots { filters: HashMap::new(), load: [0; SLOTS], wanted: [0; 2], topics: HashMap::new() }
     }
 }
 
@@ -46,10 +49,6 @@ pub(super) fn spaces(qos: QoS) -> &'static [Space] {
 impl Slots {
     /// Counts a subscription that changes; gives the slot of the filter if anybody still wants it.
     pub(super) fn change(&mut self, filter: &TopicFilter, before: Option<QoS>, after: Option<QoS>) -> Option<Slot> {
-        if before == after {
-            return self.filters.get(filter).map(|entry| entry.slot);
-        }
-        self.topics.clear();
         if after.is_some() && !self.filters.contains_key(filter) {
             let slot = self.emptiest();
             self.filters.insert(filter.clone(), Entry { slot, wanted: [0; 2] });
@@ -58,14 +57,22 @@ impl Slots {
             }
         }
         let entry = self.filters.get_mut(filter)?;
+        let (slot, was) = (entry.slot, entry.wanted);
         for space in after.map(spaces).unwrap_or_default() {
             entry.wanted[space.index()] += 1;
         }
         for space in before.map(spaces).unwrap_or_default() {
             entry.wanted[space.index()] = entry.wanted[space.index()].saturating_sub(1);
         }
-        let slot = entry.slot;
-        if entry.wanted == [0; 2] {
+        let is = entry.wanted;
+        for space in [0, 1] {
+            match (was[space], is[space]) {
+                (0, 1..) => self.begin(filter, slot, space),
+                (1.., 0) => self.end(filter, slot, space),
+                _ => {}
+            }
+        }
+        if is == [0; 2] {
             self.filters.remove(filter);
             if let Some(load) = self.load.get_mut(usize::from(slot)) {
                 *load = load.saturating_sub(1);
@@ -73,6 +80,27 @@ impl Slots {
             return None;
         }
         Some(slot)
+    }
+
+    /// The slot is wanted for the topics of a filter from now on.
+    fn begin(&mut self, filter: &TopicFilter, slot: Slot, space: usize) {
+        self.wanted[space] += 1;
+        for (topic, channels) in &mut self.topics {
+            if filter.matches(topic) {
+                channels[space] |= 1 << slot;
+            }
+        }
+    }
+
+    /// The slot is not wanted for this filter any more. Filters that share it may want it for the same topics: those are
+    /// looked up again.
+    fn end(&mut self, filter: &TopicFilter, slot: Slot, space: usize) {
+        self.wanted[space] = self.wanted[space].saturating_sub(1);
+        if self.load.get(usize::from(slot)).is_some_and(|load| *load > 1) {
+            self.topics.retain(|topic, _| !filter.matches(topic));
+        } else {
+            self.topics.values_mut().for_each(|channels| channels[space] &= !(1 << slot));
+        }
     }
 
     fn emptiest(&self) -> Slot {
@@ -83,8 +111,7 @@ impl Slots {
 
     /// Whether anybody wants anything, by space.
     pub(super) fn any(&self) -> [bool; 2] {
-        let any = |space: usize| self.filters.values().any(|entry| entry.wanted[space] > 0);
-        [any(0), any(1)]
+        self.wanted.map(|filters| filters > 0)
     }
 
     /// The channels that want a topic.
@@ -133,6 +160,29 @@ mod tests {
         assert_eq!(slots.change(&filter("a/+"), Some(QoS::AtLeastOnce), None), None);
         assert_eq!(slots.change(&filter("#"), Some(QoS::AtMostOnce), None), None);
         assert_eq!((slots.wanting(&topic), slots.any()), ([0; 2], [false; 2]));
+    }
+
+    // What is remembered of topics stays true while filters, more than there are slots, come, change and go.
+    #[test]
+    fn remembered_topics_stay_true() {
+        let qos = |number: usize| [None, Some(QoS::AtMostOnce), Some(QoS::AtLeastOnce)][number % 3];
+        let filters: Vec<_> = (0..40)
+            .flat_map(|number| [format!("t/{number}"), format!("t/{number}/#"), format!("+/{number}")])
+            .map(|text| filter(&text))
+            .collect();
+        let topics: Vec<_> = (0..40).map(|number| TopicName::parse(&format!("t/{number}")).unwrap()).collect();
+        let mut slots = Slots::default();
+        let mut now = vec![None; filters.len()];
+        for step in 0..2_000_usize {
+            let index = step * 7_919 % filters.len();
+            let after = qos(step.wrapping_mul(2_654_435_761) >> 7);
+            slots.change(&filters[index], now[index], after);
+            now[index] = after;
+            let topic = &topics[step % topics.len()];
+            let remembered = slots.wanting(topic);
+            slots.topics.remove(topic);
+            assert_eq!(slots.wanting(topic), remembered, "step {step}");
+        }
     }
 
     // More filters than slots share slots, evenly.

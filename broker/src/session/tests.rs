@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::auth::AllowAll;
+use crate::codec::tests::packet as codec_packet;
 use crate::codec::{
     Decoder, PacketId, Property, Publish, RetainHandling, Subscribe, SubscribeFilter, SubscribeOptions, Text, Will,
 };
@@ -439,4 +440,46 @@ fn full_output() {
     wire.sent();
     assert!(wire.session.wants_packets());
     assert_eq!(wire.session.wants_log(), Some(Offset(1)));
+}
+
+proptest::proptest! {
+    // Whatever packets a client sends, in whatever order, the session answers with packets, acknowledges what it took,
+    // and once it has ended stays ended.
+    #[test]
+    fn any_packets(
+        v5: bool,
+        packets in proptest::collection::vec((codec_packet(Version::V311), codec_packet(Version::V5), 0..4_usize), 1..40),
+    ) {
+        let version = if v5 { Version::V5 } else { Version::V311 };
+        let limits = Limits { receive_max: 5, inflight_max: 3, subscriptions_max: 4, ..Limits::default() };
+        let mut wire = Wire::open(limits, connect(version));
+        wire.subscribe("#", QoS::ExactlyOnce);
+        let (mut taken, mut settled) = (0, 0);
+        for (old, new, commits) in packets {
+            if wire.session.wants_packets() {
+                wire.handle(if v5 { new } else { old });
+            }
+            if wire.session.awaits_live() {
+                wire.session.live_ready();
+            }
+            for event in wire.events() {
+                if let Event::FetchRetained(filter) = event {
+                    wire.session.retained(filter, Vec::new(), wire.moment());
+                }
+            }
+            taken += wire.session.take_durable(3, 1_000).len();
+            wire.session.take_volatile();
+            let commits = commits.min(taken - settled);
+            wire.session.committed(commits, if commits == 3 { Reason::QuotaExceeded } else { Reason::Success });
+            settled += commits;
+            wire.log(1, QoS::ExactlyOnce);
+            wire.sent();
+        }
+        wire.session.disconnected();
+        let ended = wire.session.ended().cloned();
+        wire.handle(Packet::PingReq);
+        wire.session.shut(Reason::ServerShuttingDown);
+        proptest::prop_assert_eq!(wire.session.ended().cloned(), ended);
+        proptest::prop_assert!(wire.sent().is_empty());
+    }
 }

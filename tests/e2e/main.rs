@@ -1,5 +1,6 @@
 //! End-to-end tests: the real program as a process, real sockets, the real SQLite. One module a subject.
 
+mod commands;
 mod crash;
 mod delivery;
 mod hostile;

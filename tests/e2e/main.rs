@@ -5,6 +5,7 @@ mod crash;
 mod delivery;
 mod hostile;
 mod mistakes;
+mod quota;
 mod update;
 
 /// The program under test.

@@ -232,6 +232,51 @@ fn a_corrupt_state() {
     }
 }
 
+// When a kill left a write-ahead log beside a database that is damaged then, both are kept with their bytes intact.
+#[test]
+fn a_corrupt_database_with_a_write_ahead_log() {
+    for name in ["log.db", "state.db"] {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = Recording::of("pump-1", MachineKind::Pump, 3, 300, None);
+        let data = used(dir.path(), &machine);
+        let gateway = Gateway::start(PROGRAM, dir.path(), "").unwrap();
+        let mut client = Client::connect(gateway.mqtt, &Connect::new("plc")).unwrap();
+        let next = Recording { boot_id: 2, ..machine.clone() };
+        for frame in next.frames().take(50) {
+            client.publish(&next.topic(), &frame, false).unwrap();
+        }
+        wait_for("a checkpoint", || {
+            let bytes = |name: &str| fs::metadata(data.join(name)).map_or(0, |metadata| metadata.len());
+            (bytes("log.db-wal") > 0 && bytes("state.db-wal") > 0).then_some(())
+        })
+        .unwrap();
+        gateway.kill().unwrap();
+        let (path, wal_path) = (data.join(name), data.join(format!("{name}-wal")));
+        let (bytes, wal) = (fs::read(&path).unwrap(), fs::read(&wal_path).unwrap());
+        for (what, damaged) in damages(&bytes) {
+            fs::write(&path, &damaged).unwrap();
+            fs::write(&wal_path, &wal).unwrap();
+            let mut gateway = Gateway::start(PROGRAM, dir.path(), "").unwrap();
+            gateway.check_serves().unwrap();
+            // The write-ahead log may hold the damaged pages in whole: then nothing is damaged.
+            if gateway.log().contains("corrupt-") {
+                let aside = set_aside(&data, name);
+                let aside_wal = PathBuf::from(format!("{}-wal", aside.display()));
+                assert!(fs::read(&aside).unwrap() == damaged, "{name}, {what}: the database is not what it was");
+                assert!(fs::read(&aside_wal).unwrap() == wal, "{name}, {what}: the write-ahead log is not what it was");
+                fs::remove_file(aside).unwrap();
+                fs::remove_file(aside_wal).unwrap();
+            } else {
+                assert!(!what.contains("no database"), "{name}, {what}: nothing was noticed");
+            }
+            gateway.kill().unwrap();
+            for companion in ["-wal", "-shm"] {
+                let _ = fs::remove_file(data.join(format!("{name}{companion}")));
+            }
+        }
+    }
+}
+
 // A file that is no model, or one without its contract, is refused before anything is published, with status 2 and what to
 // do.
 #[test]

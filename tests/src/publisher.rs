@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::PATIENCE;
 use crate::client::{Client, Connect, PUBACK, publish_body};
 
 /// Pause before the next attempt to connect, and of a publisher that may not go on.
@@ -103,7 +104,7 @@ fn publish_over(
     in_flight: usize,
     message: &impl Fn(usize) -> Vec<u8>,
 ) -> std::io::Result<()> {
-    client.set_patience(Duration::from_secs(5))?;
+    client.set_patience(PATIENCE)?;
     let mut next = progress.acknowledged();
     let mut waiting: VecDeque<usize> = VecDeque::new();
     while !progress.stopped.load(Ordering::SeqCst) {

@@ -1,9 +1,9 @@
 //! The pipeline's own thread: reads the log from the cursor, folds, and writes checkpoints.
 //!
 //! Owns the [`Engine`] and the inference cursor. A checkpoint (cursor, changed assets, new models, alerts for the
-//! outbox) is one transaction, written at once when there is an alert or a model and every [`CHECKPOINT`] otherwise: after
-//! a crash the messages since then are folded again, with the same result. Commands reach it through a channel of
-//! [`COMMANDS_MAX`] and are carried out between two batches.
+//! outbox) is one transaction, written at once when there is an alert or a model, otherwise every [`CHECKPOINT`] and every
+//! eighth of the log: after a crash the messages since then are folded again, with the same result. Commands reach it
+//! through a channel of [`COMMANDS_MAX`] and are carried out between two batches.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millwright_broker::Publisher;
-use millwright_broker::log::{Cursor, FetchLimit, Log, LogMessage, LogReader, Offset, ReadError};
+use millwright_broker::log::{
+    Cursor, FetchLimit, Log, LogMessage, LogReader, MESSAGE_OVERHEAD_BYTES, Offset, ReadError,
+};
 use millwright_broker::message::{Message, QoS};
 use millwright_broker::topic::TopicName;
 use serde::Serialize;
@@ -29,6 +31,9 @@ use crate::state::{Checkpoint, ModelRow, State, StateError};
 
 /// Longest time without a checkpoint while messages come: it bounds what is folded again after a crash, and the wear.
 pub const CHECKPOINT: Duration = Duration::from_secs(5);
+/// A checkpoint is also due when this share of the log has been folded since the last one: retention drops only what a
+/// checkpoint has passed, so a small or busy log would be full before the time is over, and publishers would wait.
+const CHECKPOINT_LOG_SHARE: u64 = 8;
 /// Commands that may wait.
 pub const COMMANDS_MAX: usize = 16;
 /// How often the status is renewed.
@@ -141,6 +146,9 @@ struct Runner {
     checkpointed: Instant,
     reported: Instant,
     dirty: bool,
+    /// Bytes folded since the last checkpoint, and how many make one due.
+    folded_bytes: u64,
+    checkpoint_bytes: u64,
     decode_errors: u64,
     last_decode_error: Option<String>,
     asked_for_rebirth: Option<Instant>,
@@ -158,6 +166,7 @@ pub fn start(parts: RunnerParts) -> anyhow::Result<RunnerHandle> {
     let reader = parts.log.reader()?;
     let now = Instant::now();
     let reports = HealthReports::new(parts.health);
+    let checkpoint_bytes = parts.log.stats().bytes_max / CHECKPOINT_LOG_SHARE;
     let runner = Runner {
         parts,
         reader,
@@ -171,6 +180,8 @@ pub fn start(parts: RunnerParts) -> anyhow::Result<RunnerHandle> {
         checkpointed: now,
         reported: now,
         dirty: false,
+        folded_bytes: 0,
+        checkpoint_bytes,
         decode_errors: 0,
         last_decode_error: None,
         asked_for_rebirth: None,
@@ -221,6 +232,8 @@ impl Runner {
             tracing::error!(from = gap.from.0, to = gap.to.0, "messages were dropped before they could be scored");
         }
         for message in &fetched.messages {
+            let bytes = message.message.payload.len() + message.message.properties.len() + MESSAGE_OVERHEAD_BYTES;
+            self.folded_bytes = self.folded_bytes.saturating_add(bytes as u64);
             self.take(message);
         }
         self.parts.engine.flush(&mut |_, _| {});
@@ -315,7 +328,8 @@ impl Runner {
     }
 
     fn checkpoint_if_due(&mut self, last: bool) {
-        let due = self.dirty && (last || self.checkpointed.elapsed() >= CHECKPOINT);
+        let much = self.folded_bytes >= self.checkpoint_bytes;
+        let due = self.dirty && (last || much || self.checkpointed.elapsed() >= CHECKPOINT);
         if due || self.parts.engine.has_outputs() {
             self.checkpoint_until_stored(Vec::new());
         }
@@ -337,6 +351,7 @@ impl Runner {
         }
         self.parts.cursor.advance(self.parts.position);
         self.checkpointed = Instant::now();
+        self.folded_bytes = 0;
         self.dirty = false;
         if !checkpoint.outbox.is_empty() {
             self.parts.outbox.notify_one();

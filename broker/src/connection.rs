@@ -20,12 +20,13 @@ use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until, timeout};
 
 use crate::auth::Login;
+use crate::clock;
 use crate::codec::{Connect, Decoder, Reason};
 use crate::live::Channels;
 use crate::log::Offset;
 use crate::message::Message;
 use crate::registry::Place;
-use crate::server::{Hub, Stranger, utc_us};
+use crate::server::{Hub, Stranger};
 use crate::session::{Ended, Event, Moment, Session};
 use crate::stats::count;
 use appends::Appends;
@@ -133,7 +134,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn moment(&mut self) -> Moment {
-        Moment { at: Instant::now(), utc_us: utc_us(), head: self.hub.log.head() }
+        Moment { at: Instant::now(), utc_us: clock::now_us(), head: self.hub.log.head() }
     }
 
     async fn run(&mut self) {
@@ -395,7 +396,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         count(&self.hub.counters.wills, 1);
         let logged = will.qos > crate::message::QoS::AtMostOnce;
         if logged || will.retain {
-            let append = appends::append(will.clone(), logged, utc_us());
+            let append = appends::append(will.clone(), logged, clock::now_us());
             if let Err(error) = self.hub.log.append(vec![append]).await {
                 tracing::warn!(topic = %will.topic, %error, "a will was not published");
                 return;

@@ -6,6 +6,7 @@
 //! socket, clock or database.
 
 pub mod auth;
+mod clock;
 pub mod codec;
 mod connection;
 mod limits;

@@ -8,13 +8,14 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::auth::{AllowAll, Authenticator, Authorize, Users};
+use crate::clock;
 use crate::connection;
 use crate::limits::Limits;
 use crate::live::{self, Live};
@@ -117,12 +118,6 @@ impl Hub {
     }
 }
 
-/// Microseconds since 1970 UTC.
-pub(crate) fn utc_us() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
-}
-
 /// A running broker. Dropped without [`Broker::shutdown`], it stops without a word to its clients.
 #[derive(Debug)]
 pub struct Broker {
@@ -211,7 +206,7 @@ impl Publisher {
     pub async fn publish(&self, mut message: Message) -> Result<Offset, AppendError> {
         message.qos = message.qos.max(QoS::AtLeastOnce);
         message.origin = 0;
-        let append = Append { message: message.clone(), log: true, received_us: utc_us() };
+        let append = Append { message: message.clone(), log: true, received_us: clock::now_us() };
         let offset = self.hub.log.append(vec![append]).await?;
         self.hub.live.publish(&[message]);
         Ok(offset)

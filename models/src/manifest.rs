@@ -131,8 +131,16 @@ impl Manifest {
         created: Option<String>,
     ) -> Result<Manifest, ManifestError> {
         let chunks: Vec<Digest> = model.chunks(chunk_size.max(1)).map(Digest::of).collect();
-        let manifest =
-            Manifest { name, version, sha256: Digest::of(model), size: model.len(), chunk_size, chunks, created, assets: Vec::new() };
+        let manifest = Manifest {
+            name,
+            version,
+            sha256: Digest::of(model),
+            size: model.len(),
+            chunk_size,
+            chunks,
+            created,
+            assets: Vec::new(),
+        };
         Manifest::parse(&manifest.to_json())
     }
 

@@ -157,7 +157,7 @@ fn several_times_the_quota() {
     .unwrap_or_else(|error| panic!("{error}: {:?} of {each} {:?}\n{}", last.0, gateway.status(), gateway.log()));
     eprintln!(
         "{} MB in {:?}, longest pause {pause:?}, {bytes_max} bytes of disk",
-        2 * each * RAW_BYTES >> 20,
+        (2 * each * RAW_BYTES) >> 20,
         begun.elapsed()
     );
     // A checkpoint by time alone comes every 5 s, and the log is full long before.

@@ -231,7 +231,7 @@ impl Asset {
     /// Copies the newest rows in the model's channel order; false while there are too few, or a channel is unknown.
     fn append_window(&mut self, model: &Installed, windows: &mut Vec<f32>) -> bool {
         let contract = model.model.contract();
-        if self.history.len() < contract.samples {
+        if self.history.row_count() < contract.samples {
             return false;
         }
         let start = windows.len();
@@ -269,9 +269,8 @@ impl Asset {
 
     fn switch_when_ready(&mut self) {
         let Some(next) = &self.next else { return };
-        let was_scored =
-            matches!(&self.phase, Phase::Monitoring(model) if self.history.len() >= model.model.contract().samples);
-        if was_scored && self.history.len() < next.model.contract().samples {
+        let was_scored = matches!(&self.phase, Phase::Monitoring(model) if self.history.row_count() >= model.model.contract().samples);
+        if was_scored && self.history.row_count() < next.model.contract().samples {
             return;
         }
         let columns: Option<Vec<usize>> =

@@ -54,7 +54,7 @@ pub struct RowScore {
 #[derive(Debug)]
 pub enum Output {
     /// An alert was raised, updated or cleared.
-    Event(AlertEvent),
+    Event(Box<AlertEvent>),
     /// The gateway learned an asset's normal; the bytes are the model.
     Commissioned {
         /// The model in use from now on.
@@ -325,7 +325,7 @@ impl Engine {
             Change::Clear => EventKind::Clear,
         };
         let evidence = Evidence::gather(observation, &asset.history, alert.onset_us);
-        self.outputs.push(Output::Event(AlertEvent {
+        let event = AlertEvent {
             id,
             alert: alert.id.clone(),
             event: kind,
@@ -342,7 +342,8 @@ impl Engine {
             model: window.model.as_ref().into(),
             message: evidence.sentence(&asset.id, kind),
             evidence,
-        }));
+        };
+        self.outputs.push(Output::Event(Box::new(event)));
     }
 
     /// What has come out since the last call.

@@ -77,7 +77,7 @@ impl History {
     }
 
     /// Rows held now.
-    pub fn len(&self) -> usize {
+    pub fn row_count(&self) -> usize {
         self.rows.len()
     }
 

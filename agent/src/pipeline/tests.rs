@@ -71,7 +71,7 @@ impl Run {
         self.engine.flush(&mut |asset, score| scores.push((asset.to_string(), score)));
         for output in self.engine.take_outputs() {
             match output {
-                Output::Event(event) => self.events.push(event),
+                Output::Event(event) => self.events.push(*event),
                 Output::Commissioned { model, .. } => self.models.push(model),
             }
         }

@@ -46,7 +46,6 @@
 //! [`Limits`] lists them all, with the arithmetic.
 
 mod admit;
-mod clock;
 mod cursor;
 mod error;
 mod limits;

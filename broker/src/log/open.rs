@@ -19,7 +19,8 @@ use super::limits::{Budget, QUICK_CHECK_BYTES_MAX};
 use super::reader::is_damage;
 use super::shared::Shared;
 use super::store::Store;
-use super::{LogConfig, LogId, Offset, clock, schema};
+use super::{LogConfig, LogId, Offset, schema};
+use crate::clock;
 use crate::retained::{Retained, RetainedMessage};
 use crate::topic::TopicName;
 

@@ -11,13 +11,13 @@ use std::time::Duration;
 use rusqlite::{CachedStatement, Connection};
 
 use super::LogMessage;
-use super::clock;
 use super::cursor::CursorChange;
 use super::error::StoreError;
 use super::limits::{Budget, CHECKPOINT_FRAMES, CHECKPOINT_RESTART_FRAMES, FRAME_BYTES, GAP_ROWS_MAX, PAGE_BYTES};
 use super::partition::{Partition, Partitions};
 use super::schema;
 use super::topics::Topics;
+use crate::clock;
 use crate::retained::RetainedMessage;
 use crate::topic::TopicName;
 

@@ -1,4 +1,4 @@
-//! The only place of the log that reads the wall clock; records are stamped with it, deadlines never are.
+//! The only place of the broker that reads the wall clock; records are stamped with it, deadlines never are.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -118,7 +118,7 @@ mod tests {
     fn boundaries_are_where_they_are_written() {
         // Exactly at a boundary nothing changes; just past it, it does.
         check(&[1.0, 1.000_001], &[Ok, Alarm]);
-        check(&[1.1, 0.6, 0.599_99], &[Alarm, Alarm, Ok]);
+        check(&[1.1, 0.6, 0.599_99], &[Alarm, Recovering, Ok]);
         check(&[5.0, 3.000_1, 2.999_9], &[Alarm, Alarm, Recovering]);
         check(&[4.0, 1.5, 0.75, 1.5, 1.500_1], &[Alarm, Recovering, Recovering, Recovering, Alarm]);
         check(&[4.0, 1.5, 0.6, 0.599_99], &[Alarm, Recovering, Recovering, Ok]);

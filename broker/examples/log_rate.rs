@@ -1,8 +1,9 @@
 //! How fast the log commits, against a raw file on the same disk in the same run.
 //!
-//! `log_rate [DIR] [SECONDS] [PUBLISHERSxROWS …]`: for 1, 10, 100 and 1,000 rows in flight, prints rows/s of a preallocated file written with
-//! `pwrite` and `fdatasync` once a group, then of the log (each row a batch of its own with its own publisher, and the
-//! same rows in batches), with latencies, rows a commit, and bytes sent to the device for each payload byte. With `PUBLISHERSxROWS`, only those.
+//! `log_rate [DIR] [SECONDS] [PUBLISHERSxROWS …]`: for 1, 10, 100 and 1,000 rows in flight, prints rows/s of a
+//! preallocated file written with `pwrite` and `fdatasync` once a group, then of the log (each row a batch of its own
+//! with its own publisher, and the same rows in batches), with latencies, rows a commit, bytes sent to the device for
+//! each payload byte, and how fast the log opens and reads. With `PUBLISHERSxROWS`, only those.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millwright_broker::log::{Append, Log, LogConfig};
+use millwright_broker::log::{Append, FetchLimit, Log, LogConfig};
 use millwright_broker::message::{Message, QoS};
 use millwright_broker::topic::TopicName;
 
@@ -31,7 +32,7 @@ fn main() {
     let time = Duration::from_secs_f64(seconds);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     print(
-        "publishers  rows each  raw rows/s  log rows/s  ratio  p50 µs  p99 µs  commit p50  rows/commit  amp(est)  amp(os)  writer µs/row",
+        "publishers  rows each  raw rows/s  log rows/s  ratio  p50 µs  p99 µs  commit p50  rows/commit  amp(est)  amp(os)  writer µs/row  open ms  read rows/s",
     );
     let mut cases: Vec<(usize, usize)> = arguments
         .map(|case| {
@@ -97,9 +98,11 @@ async fn log_rate(dir: &Path, publishers: usize, rows: usize, raw: f64, time: Du
     let stats = log.stats();
     let writer_us = writer_cpu_us() / stats.rows as f64;
     log.close();
+    drop(log);
+    let (open_ms, read_rate) = read_back(&dir);
     let device = (bytes_written() - written) as f64 / stats.payload_bytes as f64;
     print(&format!(
-        "{publishers:>10}  {rows:>9}  {raw:>10.0}  {rate:>10.0}  {:>5.2}  {:>6}  {:>6}  {:>10}  {:>11.1}  {:>8.1}  {device:>7.1}  {writer_us:>13.2}",
+        "{publishers:>10}  {rows:>9}  {raw:>10.0}  {rate:>10.0}  {:>5.2}  {:>6}  {:>6}  {:>10}  {:>11.1}  {:>8.1}  {device:>7.1}  {writer_us:>13.2}  {open_ms:>7.0}  {read_rate:>11.0}",
         rate / raw,
         stats.ack_latency_p50_us,
         stats.ack_latency_p99_us,
@@ -108,6 +111,21 @@ async fn log_rate(dir: &Path, publishers: usize, rows: usize, raw: f64, time: Du
         stats.write_amplification(),
     ));
     std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// Opens the log again and reads all of it from disk.
+fn read_back(dir: &Path) -> (f64, f64) {
+    let start = Instant::now();
+    let log = Log::open(LogConfig::new(dir)).unwrap().log;
+    let open_ms = start.elapsed().as_secs_f64() * 1_000.0;
+    let (mut reader, mut at, mut rows) = (log.reader().unwrap(), log.oldest(), 0);
+    let start = Instant::now();
+    while at < log.head() {
+        let fetched = reader.read(at, FetchLimit::default()).unwrap();
+        rows += fetched.messages.len();
+        at = fetched.next;
+    }
+    (open_ms, rows as f64 / start.elapsed().as_secs_f64())
 }
 
 async fn publish(log: Log, publisher: usize, rows: usize, stop: Arc<AtomicBool>, count: Arc<AtomicU64>) {

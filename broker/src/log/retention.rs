@@ -78,7 +78,7 @@ impl Writer {
     fn check_wal(&mut self) -> Result<(), Obstacle> {
         let wal_bytes_max = self.store.budget.wal_bytes_max;
         // A group takes up to a quarter of the share.
-        if self.store.usage.wal_frames * FRAME_BYTES < wal_bytes_max / 2 {
+        if self.store.is_copied || self.store.usage.wal_frames * FRAME_BYTES < wal_bytes_max / 2 {
             return Ok(());
         }
         match self.store.checkpoint_all() {
@@ -86,7 +86,7 @@ impl Writer {
             Err(error) => return Err(error.into()),
         }
         let wal_bytes = self.store.usage.wal_frames * FRAME_BYTES;
-        if wal_bytes >= wal_bytes_max / 2 {
+        if !self.store.is_copied && wal_bytes >= wal_bytes_max / 2 {
             return Err(Obstacle::Full(FullReason::WalHeld { wal_bytes, wal_bytes_max }));
         }
         Ok(())

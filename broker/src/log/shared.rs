@@ -48,7 +48,6 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    #[allow(clippy::too_many_arguments)] // Called once, with the parts that opening found.
     pub(crate) fn new(
         config: LogConfig,
         budget: Budget,
@@ -169,7 +168,8 @@ impl Shared {
         let head = self.head();
         let full = self.lock_full().clone();
         let (tail_rows, tail_bytes) = self.tail.size();
-        let failing = matches!(full, Some(FullReason::Failed { .. }));
+        // Waiting for a consumer is what the policy asks for; everything else needs someone to act.
+        let failing = !matches!(full, None | Some(FullReason::Cursor { .. }));
         let queue_bytes_max = self.config.limits.queue_bytes_max as u64;
         LogStats {
             id: self.id,

@@ -89,7 +89,7 @@ pub struct LogStats {
     pub cursors: Vec<CursorStats>,
     /// Why appends are being held, if they are.
     pub full: Option<FullReason>,
-    /// Whether the writer runs and is not held by a failing disk. A full log is healthy.
+    /// Whether the writer runs and can write. A log that waits for a consumer is healthy; `full` says that it waits.
     pub healthy: bool,
 }
 

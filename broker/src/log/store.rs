@@ -79,8 +79,11 @@ pub(crate) struct Store {
     uncopied_bytes: u64,
     /// Frames at which to checkpoint next.
     checkpoint_at: u64,
-    /// Whether the last checkpoint copied everything.
-    copied: bool,
+    /// Whether the write-ahead log holds nothing that the database does not: it starts over with the next commit.
+    pub(crate) is_copied: bool,
+    /// Commits to report as failed.
+    #[cfg(test)]
+    pub(crate) misreports: u32,
 }
 
 impl Store {
@@ -103,7 +106,9 @@ impl Store {
             usage: Usage::default(),
             uncopied_bytes: 0,
             checkpoint_at: CHECKPOINT_FRAMES,
-            copied: false,
+            is_copied: false,
+            #[cfg(test)]
+            misreports: 0,
         };
         store.measure()?;
         Ok((store, head))
@@ -124,6 +129,8 @@ impl Store {
     pub(crate) fn write(&mut self, batch: &Batch, cursors: &[CursorChange]) -> Result<(), StoreError> {
         let mark = self.partitions.mark();
         let result = self.begin().and_then(|()| self.write_in_transaction(batch, cursors)).and_then(|()| self.commit());
+        #[cfg(test)]
+        let result = self.misreport(result);
         match result {
             Ok(()) => {
                 self.uncopied_bytes += batch.messages.iter().map(|message| row_bytes(message)).sum::<u64>();
@@ -136,6 +143,16 @@ impl Store {
                 Err(error.into())
             }
         }
+    }
+
+    /// Reports a commit that succeeded as failed, as a disk may.
+    #[cfg(test)]
+    fn misreport(&mut self, result: rusqlite::Result<()>) -> rusqlite::Result<()> {
+        if result.is_ok() && self.misreports > 0 {
+            self.misreports -= 1;
+            return Err(rusqlite::Error::InvalidQuery);
+        }
+        result
     }
 
     fn write_in_transaction(&mut self, batch: &Batch, cursors: &[CursorChange]) -> rusqlite::Result<()> {
@@ -255,8 +272,12 @@ impl Store {
         let pages = number("PRAGMA page_count")?;
         let free = number("PRAGMA freelist_count")?;
         let (_, frames, _) = self.checkpoint_pragma("PRAGMA wal_checkpoint(NOOP)")?;
-        // The write-ahead log began anew if it is shorter than it was.
-        let written = if frames >= self.usage.wal_frames { frames - self.usage.wal_frames } else { frames };
+        let began_anew = frames < self.usage.wal_frames;
+        let written = if began_anew { frames } else { frames - self.usage.wal_frames };
+        if began_anew {
+            self.checkpoint_at = CHECKPOINT_FRAMES;
+        }
+        self.is_copied &= written == 0;
         self.usage.wal_frames = frames;
         // Frames are not aligned to pages, so a commit writes the page again that the last one ended in.
         self.usage.device_bytes += written * FRAME_BYTES + if written > 0 { PAGE_BYTES } else { 0 };
@@ -279,10 +300,9 @@ impl Store {
         // As long as there always is some reader, the write-ahead log does not start over by itself.
         let restart = self.usage.wal_frames >= CHECKPOINT_RESTART_FRAMES;
         let mode = if restart { "PRAGMA wal_checkpoint(RESTART)" } else { "PRAGMA wal_checkpoint(PASSIVE)" };
-        let result = self.checkpoint(mode);
-        // Complete, it starts over with the next commit. If a reader prevents that, the next try has to be worth it.
-        self.checkpoint_at = if self.copied { CHECKPOINT_FRAMES } else { self.usage.wal_frames + CHECKPOINT_FRAMES };
-        result
+        // If a reader keeps it from starting over, the next checkpoint has to be worth its two more fsyncs.
+        self.checkpoint_at = self.usage.wal_frames + CHECKPOINT_FRAMES;
+        self.checkpoint(mode)
     }
 
     /// Checkpoints and empties the write-ahead log, as far as readers let it.
@@ -291,21 +311,20 @@ impl Store {
     }
 
     fn checkpoint(&mut self, sql: &str) -> Result<(), StoreError> {
-        self.copied = false;
         // Our own readers are done in a few milliseconds; other programs' are not waited for.
         self.connection.busy_timeout(CHECKPOINT_BUSY_TIMEOUT)?;
         let result = self.checkpoint_pragma(sql);
         self.connection.busy_timeout(schema::BUSY_TIMEOUT)?;
         let (busy, frames, copied) = result?;
-        if copied >= frames {
+        self.measure()?;
+        if copied >= frames && !busy {
             // A page is copied once however many frames it has: the appended rows' pages, and a few that every
             // commit changes.
             let pages = self.uncopied_bytes / (PAGE_BYTES - 100) + 16;
             self.usage.device_bytes += pages.min(copied) * PAGE_BYTES;
             self.uncopied_bytes = 0;
-            self.copied = !busy;
+            self.is_copied = true;
         }
-        self.measure()?;
         Ok(())
     }
 

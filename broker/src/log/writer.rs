@@ -41,6 +41,9 @@ pub(crate) enum Control {
     /// Change `max_page_count`, as if the disk filled or emptied.
     #[cfg(test)]
     LimitPages(u64, oneshot::Sender<()>),
+    /// Report commits that succeed as failed.
+    #[cfg(test)]
+    Misreport(u32, oneshot::Sender<()>),
 }
 
 /// Requests that may wait.
@@ -198,6 +201,11 @@ impl Writer {
                 }
             }
             #[cfg(test)]
+            Control::Misreport(count, done) => {
+                self.store.misreports = count;
+                let _ = done.send(());
+            }
+            #[cfg(test)]
             Control::LimitPages(pages_max, done) => {
                 if super::schema::limit_pages(&self.store.connection, pages_max).is_ok() {
                     let _ = done.send(());
@@ -260,6 +268,9 @@ impl Writer {
                 extra_pages = (extra_pages * 2).clamp(64, EXTRA_PAGES_MAX);
             }
             let (reason, retry_at_once) = self.overcome(obstacle, &mut group, failures);
+            if !held {
+                tracing::warn!(%reason, "appends wait");
+            }
             self.shared.set_full(Some(reason));
             // From here on a cursor that moves wakes this thread; one that moved just before must not be missed.
             let noticed = std::mem::replace(&mut held, true);
@@ -269,6 +280,7 @@ impl Writer {
             }
         }
         if held {
+            tracing::info!("appends go on");
             self.shared.set_full(None);
         }
         self.announce(group);

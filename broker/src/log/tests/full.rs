@@ -285,3 +285,24 @@ fn a_tiny_quota_is_refused() {
     let refused = Log::open(LogConfig { quota_bytes: QUOTA_BYTES_MIN - 1, ..config(dir.path()) });
     assert!(matches!(refused, Err(OpenError::QuotaTooSmall { quota_bytes_min: QUOTA_BYTES_MIN, .. })));
 }
+
+// A commit that the disk reports as failed but that is in the file is found there, acknowledged, and not written twice.
+#[tokio::test]
+async fn a_misreported_commit_is_recognised() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { partition_rows_max: 3, ..Limits::default() };
+    let log = open(LogConfig { limits, ..config(dir.path()) });
+    log.append(vec![append("a", "1")]).await.unwrap();
+    let (done, finished) = oneshot::channel();
+    log.inner.control.send(Control::Misreport(1, done)).await.unwrap();
+    finished.await.unwrap();
+    // It needs a new topic and a new partition, which are in the file too.
+    let batch = (2..6).map(|n| append("b", n.to_string())).collect();
+    assert_eq!(log.append(batch).await, Ok(Offset(2)));
+    assert_eq!(log.append(vec![append("b", "6")]).await, Ok(Offset(6)));
+    let payloads: Vec<Bytes> = read_disk(&log, 1).0.into_iter().map(|message| message.message.payload).collect();
+    assert_eq!(payloads, ["1", "2", "3", "4", "5", "6"]);
+    assert_eq!((log.stats().full, log.stats().partitions), (None, 2));
+    log.close();
+    assert!(verify(dir.path()).unwrap().is_sound());
+}

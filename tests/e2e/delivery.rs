@@ -1,6 +1,6 @@
 //! What subscribers get: live telemetry, retained messages, wills; and who may connect.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -66,6 +66,54 @@ fn live_telemetry() {
     })
     .unwrap();
     gateway.check_serves().unwrap();
+}
+
+// A QoS 1 subscriber that reads nothing while 30,000 messages are published and acknowledged gets every one of them
+// afterwards, in order and once; one at QoS 0 may miss some, in order still.
+#[test]
+fn a_slow_subscriber_gets_everything() {
+    const MESSAGES: usize = 30_000;
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start(PROGRAM, dir.path(), "").unwrap();
+    let mut slow = client(&gateway, "slow");
+    slow.subscribe("flood", 1).unwrap();
+    let mut careless = client(&gateway, "careless");
+    careless.subscribe("flood", 0).unwrap();
+    let number = |message: usize| {
+        let mut bytes = vec![0; 600];
+        bytes[..8].copy_from_slice(&(message as u64).to_be_bytes());
+        bytes
+    };
+    let publisher = Publisher::start("p", "flood", 200, number);
+    publisher.progress.allow(MESSAGES);
+    publisher.progress.set_gateway(Some(gateway.mqtt));
+    wait_for("the messages to be acknowledged", || (publisher.progress.acknowledged() == MESSAGES).then_some(()))
+        .unwrap();
+    for message in 0..MESSAGES {
+        let delivery = slow.next_delivery().unwrap();
+        assert!(
+            delivery.payload == number(message) && delivery.qos == 1,
+            "message {message}: {:?}",
+            &delivery.payload[..8]
+        );
+    }
+    // The end may be skipped too while the subscriber is behind: it is said until it is heard.
+    careless.set_patience(Duration::from_millis(200)).unwrap();
+    let mut end = client(&gateway, "q");
+    let mut next = 0;
+    while next <= MESSAGES {
+        let delivery = match careless.next_delivery() {
+            Ok(delivery) => delivery,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                end.publish("flood", &number(MESSAGES), false).unwrap();
+                continue;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let found = usize::try_from(u64::from_be_bytes(delivery.payload[..8].try_into().unwrap())).unwrap();
+        assert!(found >= next, "{found} after {next}");
+        next = found + 1;
+    }
 }
 
 // Who subscribes late gets the retained alert, with its evidence, and the retained health of the machine; the alert is still

@@ -104,12 +104,12 @@ fn slow_subscriber_taken_over_and_drained() {
         let mut publisher = client(&gateway, "p");
         let payload = [7; 4_000];
         // About 12 MB: more than the sockets and the gateway hold for one client.
-        for message in 0..3_000_u32 {
+        for message in 0..3_000_u16 {
             match message % 100 {
                 0 => publisher.publish("flood/a", &payload, false).unwrap(),
-                _ => {
-                    publisher.send(0x30 | qos << 1, &publish_body("flood/a", (qos > 0).then_some(9), &payload)).unwrap()
-                }
+                _ => publisher
+                    .send(0x30 | qos << 1, &publish_body("flood/a", (qos > 0).then_some(message + 2), &payload))
+                    .unwrap(),
             }
         }
         publisher.publish("flood/last", b"end", false).unwrap();

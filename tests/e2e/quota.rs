@@ -65,58 +65,80 @@ fn check_nothing_lost(gateway: &Gateway, machine: &Recording) {
     assert_eq!((number(&status, "/pipeline/lost_messages"), number(&status, "/log/lost_rows")), (0, 0), "{status}");
 }
 
+/// A gateway whose log is full because a program locks `state.db` and so keeps the inference cursor where it is.
+struct Full {
+    gateway: Gateway,
+    machine: Recording,
+    publishers: Vec<Publisher>,
+    lock: Connection,
+    /// What `/healthz` says.
+    reason: String,
+    /// Messages that each publisher has had acknowledged.
+    stalled: Vec<usize>,
+}
+
+impl Full {
+    fn new(dir: &Path) -> Full {
+        let gateway = Gateway::start(PROGRAM, dir, CONFIG).unwrap();
+        let machine = Recording::of("pump-1", MachineKind::Pump, 5, 3_000, None);
+        let publishers = publishers(&gateway, &machine);
+        let lock = Connection::open(gateway.data_dir().join("state.db")).unwrap();
+        lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+        publishers.iter().take(2).for_each(|publisher| publisher.progress.allow(usize::MAX));
+        let reason = wait_for("the log to be full", || {
+            // The machine goes along with the others, so that its rows are on both sides of the stall.
+            let now = acknowledged(&publishers);
+            publishers[2].progress.allow(now[0].min(machine.rows.len() - 500));
+            let (status, body) = gateway.get("/healthz").ok()?;
+            (status == 503).then_some(body)
+        })
+        .unwrap_or_else(|error| panic!("{error}: {:?}\n{}", gateway.status(), gateway.log()));
+        // Stalled means that no acknowledgement comes for a while.
+        let mut last = (acknowledged(&publishers), Instant::now());
+        wait_for("the publishers to stall", || {
+            let now = acknowledged(&publishers);
+            if now != last.0 {
+                last = (now, Instant::now());
+            }
+            (last.1.elapsed() > Duration::from_millis(700)).then_some(())
+        })
+        .unwrap();
+        Full { gateway, machine, publishers, lock, reason, stalled: last.0 }
+    }
+}
+
+/// The log holds everything from its first message on, and of each raw publisher at least what was acknowledged, in order.
+fn check_in_log(data: &Path, acknowledged: &[usize]) {
+    let log = read_log_after(data, 0).unwrap();
+    assert_eq!(log.first().map(|(offset, _, _)| *offset), Some(1), "something was dropped");
+    for (n, acknowledged) in acknowledged.iter().take(2).enumerate() {
+        let (topic, mut found) = (format!("raw/{n}"), 0);
+        for (_, _, payload) in log.iter().filter(|(_, name, _)| *name == topic) {
+            found += usize::from(*payload == raw_message(n, found));
+        }
+        assert!(*acknowledged > 0 && found >= *acknowledged, "{acknowledged} acknowledged, {found} in the log");
+    }
+}
+
 // A program that locks `state.db` keeps the inference cursor where it is until the log is full: publishers stall, `/healthz`
 // is 503 and names the cursor, and everything acknowledged is in the log. When the lock goes, publishers go on by themselves
 // over the same connections, and the pipeline has missed nothing.
 #[test]
 fn a_full_log_holds_publishers_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let mut gateway = Gateway::start(PROGRAM, dir.path(), CONFIG).unwrap();
+    let Full { mut gateway, machine, publishers, lock, reason, stalled } = Full::new(dir.path());
     let data = gateway.data_dir();
-    let machine = Recording::of("pump-1", MachineKind::Pump, 5, 3_000, None);
-    let publishers = publishers(&gateway, &machine);
-    let lock = Connection::open(data.join("state.db")).unwrap();
-    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
-    publishers.iter().take(2).for_each(|publisher| publisher.progress.allow(usize::MAX));
-
-    let reason = wait_for("the log to be full", || {
-        // The machine goes along with the others, so that its rows are on both sides of the stall.
-        let now = acknowledged(&publishers);
-        publishers[2].progress.allow(now[0].min(machine.rows.len() - 500));
-        let (status, body) = gateway.get("/healthz").ok()?;
-        (status == 503).then_some(body)
-    })
-    .unwrap_or_else(|error| panic!("{error}: {:?}\n{}", gateway.status(), gateway.log()));
     assert!(reason.contains("`inference`") && reason.contains("full"), "{reason}");
-    // Stalled means that no acknowledgement comes for a while.
-    let mut before = (acknowledged(&publishers), Instant::now());
-    wait_for("the publishers to stall", || {
-        let now = acknowledged(&publishers);
-        if now != before.0 {
-            before = (now, Instant::now());
-        }
-        (before.1.elapsed() > Duration::from_millis(700)).then_some(())
-    })
-    .unwrap();
-    let (stalled, _) = before;
-    let log = read_log_after(&data, 0).unwrap();
-    assert_eq!(log.first().map(|(offset, _, _)| *offset), Some(1), "something was dropped");
-    for (n, publisher) in publishers.iter().take(2).enumerate() {
-        let mut found = 0;
-        for (_, _, payload) in log.iter().filter(|(_, topic, _)| *topic == publisher.topic) {
-            found += usize::from(*payload == raw_message(n, found));
-        }
-        assert!(stalled[n] > 0 && found >= stalled[n], "{} acknowledged, {found} in the log", stalled[n]);
-    }
+    check_in_log(&data, &stalled);
     assert!(log_bytes(&data) <= QUOTA, "{} bytes", log_bytes(&data));
     // Who only listens is served: the connection, the grant and what is retained.
     let mut listener = Client::connect(gateway.mqtt, &Connect::new("listener")).unwrap();
     listener.subscribe("mw/v1/gateway/+/status", 0).unwrap();
     listener.next_delivery().unwrap();
 
+    let accepted = number(&gateway.status().unwrap(), "/broker/accepted");
     lock.execute_batch("ROLLBACK").unwrap();
     publishers[2].progress.allow(machine.rows.len());
-    let accepted = number(&gateway.status().unwrap(), "/broker/accepted");
     wait_for("the publishers to go on", || {
         acknowledged(&publishers).iter().zip(&stalled).take(2).all(|(now, then)| *now > then + 500).then_some(())
     })
@@ -126,6 +148,28 @@ fn a_full_log_holds_publishers_and_loses_nothing() {
     drop(publishers);
     wait_for("/healthz to be 200", || (gateway.get("/healthz").ok()?.0 == 200).then_some(())).unwrap();
     gateway.check_serves().unwrap();
+}
+
+// A gateway whose log is full still stops on SIGTERM with status 0, and after the next start everything acknowledged is there
+// and the publishers get rid of what they could not.
+#[test]
+fn a_full_log_does_not_keep_the_gateway_from_stopping() {
+    let dir = tempfile::tempdir().unwrap();
+    let Full { gateway, machine, publishers, lock, .. } = Full::new(dir.path());
+    let data = gateway.data_dir();
+    assert_eq!(gateway.terminate().unwrap(), Some(0));
+    publishers.iter().for_each(|publisher| publisher.progress.set_gateway(None));
+    let before = acknowledged(&publishers);
+    check_in_log(&data, &before);
+    lock.execute_batch("ROLLBACK").unwrap();
+    let gateway = Gateway::start(PROGRAM, dir.path(), CONFIG).unwrap();
+    publishers.iter().for_each(|publisher| publisher.progress.set_gateway(Some(gateway.mqtt)));
+    publishers[2].progress.allow(machine.rows.len());
+    wait_for("the publishers to go on", || {
+        acknowledged(&publishers).iter().zip(&before).take(2).all(|(now, then)| *now > then + 500).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {:?}\n{}", gateway.get("/healthz"), gateway.log()));
+    check_nothing_lost(&gateway, &machine);
 }
 
 // Several times the quota goes through a gateway without a stop: retention drops what the pipeline has passed, the log never

@@ -115,6 +115,16 @@ fn files_say_what_they_own_and_stay_small() {
     }
 }
 
+// At most one TLS stack, and no crypto provider that needs a toolchain of its own to cross-compile.
+#[test]
+fn no_second_tls_stack_comes_in() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).expect("the workspace has a lock file");
+    for banned in ["openssl", "openssl-sys", "native-tls", "aws-lc-rs", "aws-lc-sys"] {
+        assert!(!lock.contains(&format!("name = \"{banned}\"\n")), "{banned} is in the tree");
+    }
+    assert!(lock.matches("name = \"rustls\"\n").count() <= 1, "two versions of rustls are in the tree");
+}
+
 // Every dependency of the root manifest has its reason above it.
 #[test]
 fn dependencies_have_reasons() {

@@ -1,4 +1,4 @@
-//! The names of things: assets, gateways, models, channels.
+//! The names of things: assets, gateways, channels.
 //!
 //! Owns the rule of what a name may be, so that holding one is the proof that it fits one level of a topic and one
 //! component of a path. Never looks anything up. A name has 1 to [`NAME_BYTES_MAX`] bytes.
@@ -184,10 +184,6 @@ name! {
     GatewayId, "a gateway name"
 }
 name! {
-    /// A model, across its versions. Cheap to clone.
-    ModelName, "a model name"
-}
-name! {
     /// One measured quantity of an asset. Cheap to clone.
     ChannelName, "a channel name"
 }
@@ -228,8 +224,8 @@ mod tests {
     // A name that arrives through serde passes the same checks.
     #[test]
     fn serde_checks_names() {
-        assert_eq!(serde_json::from_str::<ModelName>("\"m\"").unwrap().as_str(), "m");
-        assert!(serde_json::from_str::<ModelName>("\"a/b\"").is_err());
+        assert_eq!(serde_json::from_str::<AssetId>("\"m\"").unwrap().as_str(), "m");
+        assert!(serde_json::from_str::<AssetId>("\"a/b\"").is_err());
         assert_eq!(serde_json::to_string(&GatewayId::parse("gw-1").unwrap()).unwrap(), "\"gw-1\"");
     }
 }

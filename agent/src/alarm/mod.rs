@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 /// Rows after the raise at which one update carries the signal after it.
 const AFTER_ROWS: u32 = 60;
+/// Fewest rows between two updates that only tell another state: a fault that comes and goes must not flood its crew.
+const STATE_ROWS: u32 = 60;
 
 /// How serious an alert is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -68,6 +70,8 @@ pub struct ActiveAlert {
     pub peak_score: f32,
     /// Rows since it was raised.
     rows: u32,
+    /// The state that was last told, and rows since then.
+    told: (State, u32),
 }
 
 /// The alarm state of one asset; saved with the cursor.
@@ -111,7 +115,7 @@ impl Alarm {
         match &mut self.active {
             None => self.raise(time_us, score, settings),
             Some(active) => {
-                let updated = active.update(score, settings) || (changed && state != State::Ok);
+                let updated = active.update(score, state, settings);
                 if state == State::Ok && self.run_rows >= settings.clear_rows {
                     return self.active.take().map(|alert| (Change::Clear, alert));
                 }
@@ -133,6 +137,7 @@ impl Alarm {
             raised_us: time_us,
             peak_score: score,
             rows: 0,
+            told: (State::Alarm, 0),
         };
         self.active = Some(alert.clone());
         Some((Change::Raise, alert))
@@ -140,14 +145,20 @@ impl Alarm {
 }
 
 impl ActiveAlert {
-    /// Whether the row is worth an update: the severity rose, or the signal after the raise is complete.
-    fn update(&mut self, score: f32, settings: &AlarmSettings) -> bool {
+    /// Whether the row is worth an update: the severity rose, the signal after the raise is complete, or the state is
+    /// another than the one last told. A return to `Ok` is told by the clear.
+    fn update(&mut self, score: f32, state: State, settings: &AlarmSettings) -> bool {
         self.rows = self.rows.saturating_add(1);
+        let (told, since) = self.told;
+        let since = since.saturating_add(1);
         self.peak_score = self.peak_score.max(score);
         let severity = self.severity.max(severity(score, settings));
         let rose = severity != self.severity;
         self.severity = severity;
-        rose || self.rows == AFTER_ROWS
+        let moved = state != told && state != State::Ok && since >= STATE_ROWS;
+        let worth = rose || moved || self.rows == AFTER_ROWS;
+        self.told = if worth { (state, 0) } else { (told, since) };
+        worth
     }
 }
 
@@ -192,7 +203,7 @@ mod tests {
         let up = [2.0, 2.0, 2.0];
         let mut dip = up.to_vec();
         dip.extend([0.1, 0.1, 0.1, 2.0, 2.0]);
-        assert_eq!(run(&dip, &settings()), [(2, Change::Raise), (6, Change::Update)]);
+        assert_eq!(run(&dip, &settings()), [(2, Change::Raise)]);
         let mut calm = up.to_vec();
         calm.extend([0.1, 0.1, 0.1, 0.1]);
         assert_eq!(run(&calm, &settings()), [(2, Change::Raise), (6, Change::Clear)]);
@@ -203,6 +214,18 @@ mod tests {
     fn severity_only_rises() {
         let changes = run(&[2.0, 2.0, 2.0, 2.9, 3.0, 2.9, 3.5], &settings());
         assert_eq!(changes, [(2, Change::Raise), (4, Change::Update)]);
+    }
+
+    // A fault that comes and goes is told once in a while, with the state it has then, not at every turn.
+    #[test]
+    fn a_coming_and_going_fault_does_not_flood() {
+        let mut scores = vec![2.0; 3];
+        for _ in 0..40 {
+            scores.extend([0.9, 0.9, 0.7, 2.0, 2.0]);
+        }
+        let changes = run(&scores, &settings());
+        assert_eq!(changes.first(), Some(&(2, Change::Raise)));
+        assert!((2..=4).contains(&changes.len()), "{changes:?}");
     }
 
     // The signal after the raise is carried by one update when it is complete.

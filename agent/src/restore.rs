@@ -175,3 +175,37 @@ fn push_rows(histories: &mut HashMap<AssetId, History>, reading: &Reading) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Checkpoint;
+
+    // Of a pushed model the newest two versions are kept, of models that no asset uses nothing; their files go with them.
+    #[test]
+    fn unused_models_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let models_dir = dir.path().join("models");
+        let state = State::open(dir.path()).unwrap().state;
+        let rows = [
+            ("a1", Origin::Pushed, 1),
+            ("a2", Origin::Pushed, 2),
+            ("b1", Origin::Commissioned, 1),
+            ("a3", Origin::Pushed, 3),
+        ];
+        for (sha256, origin, version) in rows {
+            let name = sha256[..1].to_owned();
+            let model = ModelRow { sha256: sha256.to_owned(), name, version, origin, assets: vec!["pump".to_owned()] };
+            model_files::store(&models_dir, sha256, b"onnx").unwrap();
+            state.commit(&Checkpoint { models: vec![model], ..Checkpoint::default() }).unwrap();
+        }
+        let kept = forget_unused_models(&state.load().unwrap(), &state, &models_dir).unwrap();
+        let names = |rows: &[ModelRow]| rows.iter().map(|row| row.sha256.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&kept), ["a2", "a3"]);
+        assert_eq!(names(&state.load().unwrap().models), ["a2", "a3"]);
+        assert!(model_files::load(&models_dir, "a2").is_ok());
+        for gone in ["a1", "b1"] {
+            assert!(model_files::load(&models_dir, gone).is_err(), "{gone}");
+        }
+    }
+}

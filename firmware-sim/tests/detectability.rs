@@ -139,21 +139,21 @@ fn plans_can_be_followed() {
 
 // The same over 200 seeds.
 #[test]
-#[ignore = "takes minutes unless optimised"]
+#[ignore = "takes minutes unless optimised: cargo test --release -p millwright-firmware-sim -- --ignored"]
 fn plans_can_be_followed_200_seeds() {
     (0..200).for_each(check_plan);
 }
 
 // The same over 200 seeds.
 #[test]
-#[ignore = "takes minutes unless optimised"]
+#[ignore = "takes minutes unless optimised: cargo test --release -p millwright-firmware-sim -- --ignored"]
 fn healthy_machines_stay_quiet_200_seeds() {
     check_healthy(0..200);
 }
 
 // The same over 200 seeds.
 #[test]
-#[ignore = "takes minutes unless optimised"]
+#[ignore = "takes minutes unless optimised: cargo test --release -p millwright-firmware-sim -- --ignored"]
 fn every_fault_shows_200_seeds() {
     check_faults(0..200);
 }

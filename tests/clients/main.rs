@@ -36,7 +36,9 @@ fn trials_of(kind: &'static dyn Kind, arguments: &Arguments) -> Vec<Trial> {
     let found = kind.find();
     let trials = scenarios_of(kind).into_iter();
     let Err(Missing { reason, remedy }) = found else {
-        return trials.map(|(name, scenario, version)| Trial::ignorable_test(name, move || play(kind, scenario, version))).collect();
+        return trials
+            .map(|(name, scenario, version)| Trial::ignorable_test(name, move || play(kind, scenario, version)))
+            .collect();
     };
     let required = std::env::var("MILLWRIGHT_REQUIRE_CLIENTS").is_ok_and(|value| value == "1");
     if !arguments.list && !required {
@@ -78,7 +80,7 @@ fn play(kind: &dyn Kind, scenario: &'static Scenario, version: Version) -> Resul
             step: *step,
             broker: broker.addr(),
             prefix: prefix.clone(),
-            subscriptions_max: millwright_broker::limits::Limits::default().subscriptions_max,
+            subscriptions_max: millwright_broker::Limits::default().subscriptions_max,
         };
         kind.play(&turn).and_then(|()| broker.check_sound()).map_err(|error| {
             format!("claim: {}\n{step:?}: {error:#}\nthe gateway's log:\n{}", scenario.claim, broker.log())

@@ -105,7 +105,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     both("unsubscribe", "after UNSUBACK nothing comes on the filter, and what else is subscribed goes on"),
     both("takeover", "a second client with the same identifier takes over, and the first is told so"),
     both("keep-alive", "a client that only pings stays connected"),
-    both("refused", "a subscription beyond the limit is refused with its code, and granted when another was given back"),
+    both(
+        "refused",
+        "a subscription beyond the limit is refused with its code, and granted when another was given back",
+    ),
     in_two(Course::Return, "session", "a kept session collects what comes at QoS 1 and 2 while its client is away"),
     in_two(Course::Crash, "session-restart", "so it does when the gateway is killed in between"),
     both("session-clean", "a clean start discards the kept session and what it collected"),

@@ -51,7 +51,12 @@ pub(crate) fn play(mut command: Command, turn: &Turn) -> anyhow::Result<()> {
     child.stdout.take().context("the script's stdout is piped")?.read_to_string(&mut stdout)?;
     let stderr = stderr.join().unwrap_or_default();
     let result: Value = serde_json::from_str(&stdout).with_context(|| format!("{status}: {stdout}{stderr}"))?;
-    ensure!(status.success() && result["ok"] == true, "{}: {}{stderr}", text(&result, "client"), text(&result, "error"));
+    ensure!(
+        status.success() && result["ok"] == true,
+        "{}: {}{stderr}",
+        text(&result, "client"),
+        text(&result, "error")
+    );
     Ok(())
 }
 

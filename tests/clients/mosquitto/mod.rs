@@ -17,7 +17,7 @@ impl Kind for Mosquitto {
     }
 
     fn find(&self) -> Result<String, Missing> {
-        for tool in ["mosquitto_pub", "mosquitto_sub", "mosquitto_rr"] {
+        for tool in ["mosquitto_pub", "mosquitto_sub", "mosquitto_rr", "stdbuf"] {
             tools::version(tool).ok_or_else(|| Missing { reason: format!("there is no `{tool}`"), remedy: REMEDY })?;
         }
         Ok(tools::version("mosquitto_sub").unwrap_or_default())

@@ -54,6 +54,7 @@ class Peer {
   constructor(target, name, { keep = false, expiryS = LONG_S, will, keepAliveS = 60, neverAck = false, properties = {} }) {
     this.target = target;
     this.messages = [];
+    this.aliases = {};
     this.waiting = [];
     const options = {
       host: target.host,
@@ -87,6 +88,10 @@ class Peer {
   }
 
   #arrived(message) {
+    // MQTT.js 5.16 resolves the broker's aliases at QoS 0 and 1 only. [MQTT-3.3.2.3.4]
+    const alias = message.properties?.topicAlias;
+    if (alias && message.topic === "") message.topic = this.aliases[alias];
+    else if (alias) this.aliases[alias] = message.topic;
     const waiting = this.waiting.shift();
     if (waiting) waiting(message);
     else this.messages.push(message);

@@ -397,7 +397,13 @@ fn options_v5(turn: &Turn, id: String, wishes: Wishes) -> anyhow::Result<v5::Mqt
     options.set_receive_maximum(wishes.receive_max);
     options.set_topic_alias_max(wishes.topic_alias_max);
     if let Some((topic, payload, qos)) = wishes.will {
-        options.set_last_will(p5::LastWill::new(turn.topic(topic), payload, qos_v5(qos)?, false, wishes.will_properties));
+        options.set_last_will(p5::LastWill::new(
+            turn.topic(topic),
+            payload,
+            qos_v5(qos)?,
+            false,
+            wishes.will_properties,
+        ));
     }
     Ok(options)
 }

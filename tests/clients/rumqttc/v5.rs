@@ -53,8 +53,11 @@ pub(super) async fn request_response(t: &Turn) -> anyhow::Result<()> {
     asker.subscribe("answers", 1).await?;
     let correlation_data = Some(Bytes::from_static(&[0, 1]));
     let response_topic = Some(t.topic("answers"));
-    let asked =
-        PublishProperties { response_topic, correlation_data: correlation_data.clone(), ..PublishProperties::default() };
+    let asked = PublishProperties {
+        response_topic,
+        correlation_data: correlation_data.clone(),
+        ..PublishProperties::default()
+    };
     asker.publish_with(&t.topic("questions"), "6 x 7", 1, false, asked).await?;
     let question = answerer.expect("questions", "6 x 7", 1).await?.properties;
     let topic = question.response_topic.context("a question without a response topic")?;
@@ -67,8 +70,7 @@ pub(super) async fn request_response(t: &Turn) -> anyhow::Result<()> {
 
 pub(super) async fn message_expiry(t: &Turn) -> anyhow::Result<()> {
     let (mut watcher, mut publisher) = (Peer::new(t, "sub").await?, Peer::new(t, "pub").await?);
-    let after =
-        |seconds| PublishProperties { message_expiry_interval: Some(seconds), ..PublishProperties::default() };
+    let after = |seconds| PublishProperties { message_expiry_interval: Some(seconds), ..PublishProperties::default() };
     watcher.subscribe("live", 1).await?;
     publisher.publish_with(&t.topic("live"), "x", 1, false, after(600)).await?;
     let left_s = watcher.expect("live", "x", 1).await?.properties.message_expiry_interval;
@@ -122,8 +124,7 @@ pub(super) async fn subscription_identifier(t: &Turn) -> anyhow::Result<()> {
     for message in watcher.until("end").await? {
         found.entry(message.topic).or_default().extend(message.properties.subscription_identifiers);
     }
-    let expected =
-        BTreeMap::from([(t.topic("a/b"), [7, 268_435_455].into()), (t.topic("c"), [268_435_455].into())]);
+    let expected = BTreeMap::from([(t.topic("a/b"), [7, 268_435_455].into()), (t.topic("c"), [268_435_455].into())]);
     ensure!(found == expected, "subscription identifiers: expected {expected:?}, got {found:?}");
     Ok(())
 }
@@ -229,7 +230,8 @@ pub(super) async fn server_keep_alive(t: &Turn) -> anyhow::Result<()> {
 
 pub(super) async fn assigned_id(t: &Turn) -> anyhow::Result<()> {
     let (mut one, mut two) = (Peer::new(t, "").await?, Peer::new(t, "").await?);
-    let assigned = |peer: &Peer<'_>| peer.granted.as_ref().and_then(|granted| granted.assigned_client_identifier.clone());
+    let assigned =
+        |peer: &Peer<'_>| peer.granted.as_ref().and_then(|granted| granted.assigned_client_identifier.clone());
     let ids = (assigned(&one), assigned(&two));
     ensure!(ids.0.is_some() && ids.1.is_some() && ids.0 != ids.1, "assigned client identifiers: {ids:?}");
     one.subscribe("x", 1).await?;
@@ -315,11 +317,8 @@ pub(super) async fn will_delay(t: &Turn) -> anyhow::Result<()> {
 pub(super) async fn will_delay_session_end(t: &Turn) -> anyhow::Result<()> {
     let mut watcher = Peer::new(t, "watcher").await?;
     watcher.subscribe("gone", 1).await?;
-    let wishes = Wishes {
-        will: Some(("gone", "lost", 1)),
-        will_properties: Some(will_properties(600)),
-        ..Wishes::default()
-    };
+    let wishes =
+        Wishes { will: Some(("gone", "lost", 1)), will_properties: Some(will_properties(600)), ..Wishes::default() };
     Peer::connect(t, "ended", wishes).await?.vanish().await;
     watcher.expect("gone", "lost", 1).await?;
     Ok(())

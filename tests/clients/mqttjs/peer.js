@@ -106,10 +106,11 @@ class Peer {
     const properties = identifier ? { subscriptionIdentifier: identifier } : undefined;
     const granted = new Promise((resolve, reject) => {
       const wish = { [filter]: { qos, nl: false, rap: false, rh: 0, ...options }, resubscribe: true };
-      // A refusal comes as an error that carries the code.
+      // A refusal comes as an error that carries the SUBACK.
       this.client.subscribe(wish, { properties }, (error, _granted, packet) => {
-        if (error) error.code === undefined ? reject(error) : resolve(error.code);
-        else resolve(packet.granted[0]);
+        const suback = error ? error.packet : packet;
+        if (suback) resolve(suback.granted[0]);
+        else reject(error);
       });
     });
     return patiently(granted, "SUBACK");

@@ -30,7 +30,8 @@ def qos(t):
 def payloads(t):
     watcher, publisher = t.peer("sub"), t.peer("pub")
     watcher.subscribe("#", 2)
-    for rest, payload in (("empty", b""), ("bytes", bytes(range(256))), ("grüße/温度/µ", "wärmer"), ("large", bytes(range(250)) * 800)):
+    large = bytes(range(250)) * 800
+    for rest, payload in (("empty", b""), ("bytes", bytes(range(256))), ("grüße/温度/µ", "wärmer"), ("large", large)):
         for quality in (0, 1, 2):
             publisher.publish(rest, payload, quality)
             watcher.expect(rest, payload, quality)
@@ -414,7 +415,7 @@ def will_delay(t):
     values = {"WillDelayInterval": 600}
     t.peer("back", keep=True, will=("gone/back", "lost", 1), will_properties=values).vanish()
     t.peer("back", keep=True).publish("gone/end", "")
-    equal(watcher.until("gone/end"), [], "wills of those who came back")
+    equal([message.topic for message in watcher.until("gone/end")], [], "wills of those who came back")
 
 
 def will_delay_session_end(t):

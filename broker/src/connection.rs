@@ -7,6 +7,7 @@
 mod appends;
 mod feed;
 mod io;
+mod opening;
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -19,11 +20,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until, timeout};
 
-use crate::auth::Login;
 use crate::clock;
-use crate::codec::{Connect, Decoder, Reason};
+use crate::codec::{Decoder, Reason};
+use crate::keeper;
 use crate::live::Channels;
-use crate::log::Offset;
+use crate::log::{AppendError, Offset, SessionCursor};
 use crate::message::Message;
 use crate::registry::Place;
 use crate::server::{Hub, Stranger};
@@ -42,9 +43,6 @@ const FINISH_MAX: Duration = Duration::from_secs(2);
 /// How long the last bytes may take to leave, and how long the client may take to close its end.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 const LINGER_MAX: Duration = Duration::from_millis(200);
-
-/// How long a takeover waits for the connection it replaces; that one needs [`FINISH_MAX`] at most.
-const TAKEOVER_MAX: Duration = Duration::from_secs(10);
 
 /// The longest pause of a publisher whose QoS 0 messages live fan-out cannot keep up with, after each read.
 const PACE_PAUSE_MAX: Duration = Duration::from_millis(20);
@@ -85,6 +83,9 @@ struct Connection<S> {
     place: Option<Place>,
     stop: watch::Receiver<bool>,
     will: Option<Message>,
+    /// An update of the stored session on its way to the disk.
+    storing: Option<Storing>,
+    cursor: Option<SessionCursor>,
     closed: bool,
     pause: Option<Pause>,
     timer: Pin<Box<Sleep>>,
@@ -99,11 +100,14 @@ struct Pause {
     until: Instant,
 }
 
+type Storing = Pin<Box<dyn Future<Output = Result<(), AppendError>> + Send>>;
+
 /// What woke the connection up.
 enum Wake {
     Io(std::io::Result<io::Progress>),
     Appended(appends::Outcome),
     Fed(feed::Fed),
+    Stored(Result<(), AppendError>),
     /// The head of the log moved, or a deadline passed.
     Look,
     Close(Reason),
@@ -125,6 +129,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             place: None,
             stop,
             will: None,
+            storing: None,
+            cursor: None,
             closed: false,
             pause: None,
             timer: Box::pin(sleep_until(now.into())),
@@ -134,7 +140,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn moment(&mut self) -> Moment {
-        Moment { at: Instant::now(), utc_us: clock::now_us(), head: self.hub.log.head() }
+        let log = &self.hub.log;
+        let filters_fit = log.sessions().has_room_for_filters();
+        Moment { at: Instant::now(), utc_us: clock::now_us(), head: log.head(), filters_fit }
     }
 
     async fn run(&mut self) {
@@ -145,6 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.session.pump(moment);
             self.handle_events().await;
             self.append(moment);
+            self.store(moment);
             self.feed.fetch(&self.hub.log, &self.session, moment);
             self.feed.count(&mut self.session, &self.hub.counters);
             if self.closed {
@@ -212,7 +221,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             for durable in batch.iter_mut().filter(|durable| !durable.log) {
                 durable.log = self.is_telemetry(&durable.message);
             }
-            self.appends.push(&self.hub, batch, moment.utc_us);
+            self.appends.push(&self.hub, batch, self.session.stored_id(), moment.utc_us);
+        }
+    }
+
+    /// Stores what the session has to store, one update at a time.
+    fn store(&mut self, moment: Moment) {
+        if let Some(cursor) = &self.cursor {
+            cursor.advance(self.session.progress(moment).position);
+        }
+        if self.storing.is_none()
+            && let Some(update) = self.session.take_update(moment)
+        {
+            let log = self.hub.log.clone();
+            self.storing = Some(Box::pin(async move { log.store_session(update).await }));
         }
     }
 
@@ -251,44 +273,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let _ = self.head.wait_for(|announced| *announced >= head).await;
     }
 
-    /// Authenticates, takes the client identifier, and answers CONNECT.
-    async fn connect(&mut self, connect: &Connect) {
-        let username = connect.username.as_ref().map(|name| name.as_str());
-        let login = self.hub.authenticator.login(self.peer, username, connect.password.as_deref()).await;
-        let refusal = match login {
-            Login::Accepted => None,
-            Login::Wrong => Some(Reason::BadUserNameOrPassword),
-            Login::TooMany => Some(Reason::ConnectionRateExceeded),
-        };
-        if let Some(reason) = refusal {
-            tracing::info!(peer = %self.peer, username, %reason, "client refused");
-            return self.session.refuse(reason);
-        }
-        let number = self.hub.next_number();
-        let wish = connect.client_id.as_str();
-        let assigned = if wish.is_empty() { assigned_client_id() } else { None };
-        if wish.is_empty() && assigned.is_none() {
-            return self.session.refuse(Reason::ServerUnavailable);
-        }
-        let (place, predecessor) = self.hub.registry.take(assigned.as_deref().unwrap_or(wish), number);
-        let close = place.close.clone();
-        self.place = Some(place);
-        if let Some(predecessor) = predecessor {
-            count(&self.hub.counters.takeovers, 1);
-            tokio::select! {
-                waited = timeout(TAKEOVER_MAX, predecessor.gone()) => if waited.is_err() {
-                    return self.session.refuse(Reason::ServerBusy);
-                },
-                () = replaced(close) => return self.session.refuse(Reason::SessionTakenOver),
-                () = stopped(&mut self.stop) => return self.session.refuse(Reason::ServerShuttingDown),
-            }
-        }
-        self.stranger = None;
-        let moment = self.moment();
-        self.session.accept(number, assigned.as_deref(), moment);
-        tracing::debug!(peer = %self.peer, client = %self.session.identity().client_id, "client connected");
-    }
-
     /// Waits for anything that the session should know of.
     async fn wait(&mut self) -> Wake {
         let now = Instant::now();
@@ -301,6 +285,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             progress = self.io.progress(&mut self.input, self.session.output(), reads) => Wake::Io(progress),
             outcome = self.appends.next(), if !self.appends.is_empty() => Wake::Appended(outcome),
             fed = self.feed.next(&self.hub.live) => Wake::Fed(fed),
+            stored = stored(&mut self.storing), if self.storing.is_some() => {
+                self.storing = None;
+                Wake::Stored(stored)
+            }
             () = pause(&self.hub, &self.pause), if self.pause.is_some() => {
                 self.pause = None;
                 Wake::Look
@@ -339,6 +327,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 let moment = self.moment();
                 self.feed.deliver(fed, &mut self.session, &self.hub, moment);
             }
+            Wake::Stored(Ok(())) => {
+                let moment = self.moment();
+                self.session.stored(moment);
+            }
+            Wake::Stored(Err(_)) => self.session.shut(Reason::ServerShuttingDown),
             Wake::Look => {
                 let stalled = self.io.stalled_since().is_some_and(|since| since.elapsed() >= WRITE_STALL_MAX);
                 if stalled {
@@ -370,8 +363,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Ends what the session began: publishes to disk, the will, the client's place, the last bytes.
     async fn finish(mut self) {
         self.feed.close(&self.hub.live).await;
-        if timeout(FINISH_MAX, self.settle()).await.is_err() {
-            tracing::warn!(client = %self.session.identity().client_id, "publishes or the will of a closed connection were not on disk in time");
+        // While the log is full publishes wait; the session and the will need not wait for them for ever.
+        let settled = timeout(FINISH_MAX, self.settle()).await.is_ok();
+        if !timeout(FINISH_MAX, self.store_end()).await.is_ok_and(|()| settled) {
+            tracing::warn!(client = %self.session.identity().client_id, "publishes or the end of a closed connection were not on disk in time");
         }
         self.count_end();
         // A client that comes back may do so now.
@@ -392,17 +387,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let outcome = self.appends.next().await;
             self.on_appended(outcome);
         }
-        let Some(will) = self.will.take() else { return };
-        count(&self.hub.counters.wills, 1);
-        let logged = will.qos > crate::message::QoS::AtMostOnce;
-        if logged || will.retain {
-            let append = appends::append(will.clone(), logged, clock::now_us());
-            if let Err(error) = self.hub.log.append(vec![append]).await {
-                tracing::warn!(topic = %will.topic, %error, "a will was not published");
-                return;
-            }
+    }
+
+    /// Stores what becomes of the session, and publishes the will if the session ends here.
+    async fn store_end(&mut self) {
+        if let Some(storing) = self.storing.take() {
+            // If it failed the log is closed, and what follows fails too.
+            let _ = storing.await;
         }
-        self.hub.live.publish(&[will]);
+        let moment = self.moment();
+        if let Some(update) = self.session.last_update(moment)
+            && let Err(error) = self.hub.log.store_session(update).await
+        {
+            tracing::warn!(client = %self.session.identity().client_id, %error, "the end of a session was not stored");
+        }
+        if let Some(will) = self.will.take()
+            && let Err(error) = keeper::publish_will(&self.hub, will, None).await
+        {
+            tracing::warn!(client = %self.session.identity().client_id, %error, "a will was not published");
+        }
     }
 
     fn count_end(&mut self) {
@@ -419,6 +422,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             _ => {}
         }
         tracing::debug!(peer = %self.peer, %client, reason = %ended, "connection ended");
+    }
+}
+
+async fn stored(storing: &mut Option<Storing>) -> Result<(), AppendError> {
+    match storing {
+        Some(storing) => storing.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -450,20 +460,7 @@ async fn told_to_close(place: Option<&mut Place>) -> Reason {
     }
 }
 
-/// Resolves when yet another client takes the identifier.
-async fn replaced(mut close: watch::Receiver<Option<Reason>>) {
-    // An error means that the entry is gone, which only a newer one does.
-    let _ = close.wait_for(Option::is_some).await;
-}
-
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error means that the broker was dropped.
     let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// An identifier for a client that brought none; `None` if the system has no random numbers.
-fn assigned_client_id() -> Option<String> {
-    let mut random = [0_u8; 12];
-    getrandom::fill(&mut random).ok()?;
-    Some(random.iter().fold(String::from("mw-"), |id, byte| id + &format!("{byte:02x}")))
 }

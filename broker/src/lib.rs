@@ -9,6 +9,7 @@ pub mod auth;
 mod clock;
 pub mod codec;
 mod connection;
+mod keeper;
 mod limits;
 mod live;
 pub mod log;

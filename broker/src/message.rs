@@ -16,6 +16,18 @@ pub enum QoS {
     ExactlyOnce = 2,
 }
 
+impl QoS {
+    /// The QoS of two bits on the wire or in a file; 3 is none.
+    pub fn from_bits(bits: u8) -> Option<QoS> {
+        match bits {
+            0 => Some(QoS::AtMostOnce),
+            1 => Some(QoS::AtLeastOnce),
+            2 => Some(QoS::ExactlyOnce),
+            _ => None,
+        }
+    }
+}
+
 /// An application message. The payload is never interpreted by the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {

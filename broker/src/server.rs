@@ -17,6 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::auth::{AllowAll, Authenticator, Authorize, Users};
 use crate::clock;
 use crate::connection;
+use crate::keeper;
 use crate::limits::Limits;
 use crate::live::{self, Live};
 use crate::log::{Append, AppendError, Log, Offset};
@@ -36,6 +37,9 @@ const SILENT_MAX: Duration = Duration::from_secs(1);
 
 /// How long an evicted connection may take to go.
 const EVICTION_MAX: Duration = Duration::from_secs(2);
+
+/// Set in the numbers of stored sessions, which stay the same over restarts; the others are counted from 1.
+pub(crate) const STORED_NUMBER: u32 = 1 << 31;
 
 /// How to run a broker.
 #[derive(Debug, Clone)]
@@ -110,7 +114,7 @@ impl Hub {
     /// A number for a session; 0 is the gateway's own.
     pub(crate) fn next_number(&self) -> u32 {
         loop {
-            let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+            let number = self.numbers.fetch_add(1, Ordering::Relaxed) & !STORED_NUMBER;
             if number != 0 {
                 return number;
             }
@@ -126,6 +130,7 @@ pub struct Broker {
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
     watchdog: JoinHandle<()>,
+    keeper: JoinHandle<()>,
 }
 
 impl Broker {
@@ -158,7 +163,8 @@ impl Broker {
         let watchdog = tokio::spawn(live::watch(live, async move {
             let _ = stopped.wait_for(|stop| *stop).await;
         }));
-        Ok(Broker { hub, local_addr, stop, accepting, watchdog })
+        let keeper = tokio::spawn(keeper::run(Arc::clone(&hub), stop.subscribe()));
+        Ok(Broker { hub, local_addr, stop, accepting, watchdog, keeper })
     }
 
     /// Where it listens.
@@ -182,6 +188,7 @@ impl Broker {
         // Either ended by panic only; there is nothing left to stop then.
         let _ = self.accepting.await;
         let _ = self.watchdog.await;
+        let _ = self.keeper.await;
     }
 
     /// Crashes live fan-out, for tests of its watchdog.

@@ -42,6 +42,8 @@ pub struct BrokerStats {
     pub telemetry_not_logged: u64,
     /// Wills published.
     pub wills: u64,
+    /// Stored sessions that ended because their client stayed away too long.
+    pub sessions_expired: u64,
     /// How often fan-out was started again after it had died.
     pub fan_out_restarts: u64,
 }
@@ -77,6 +79,7 @@ counters!(
     lost,
     telemetry_not_logged,
     wills,
+    sessions_expired,
 );
 
 /// Adds to a counter.

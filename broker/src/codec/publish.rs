@@ -151,7 +151,7 @@ fn without(whole: Bytes, cuts: &[(usize, usize)]) -> Bytes {
 }
 
 pub(super) fn encode(publish: &Publish, version: Version, out: &mut BytesMut) {
-    let outgoing = Outgoing {
+    let outgoing = OutgoingPublish {
         dup: publish.dup,
         qos: publish.qos,
         retain: publish.retain,
@@ -167,7 +167,7 @@ pub(super) fn encode(publish: &Publish, version: Version, out: &mut BytesMut) {
 }
 
 /// A PUBLISH on its way out, borrowed from the message it carries.
-pub(crate) struct Outgoing<'m> {
+pub(crate) struct OutgoingPublish<'m> {
     pub(crate) dup: bool,
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
@@ -181,7 +181,7 @@ pub(crate) struct Outgoing<'m> {
     pub(crate) payload: &'m [u8],
 }
 
-impl Outgoing<'_> {
+impl OutgoingPublish<'_> {
     /// Bytes of the whole packet.
     pub(crate) fn len(&self, version: Version) -> usize {
         let body = self.body_len(version);

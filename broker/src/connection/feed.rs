@@ -186,6 +186,7 @@ impl Feed {
                     count(&hub.counters.lost, lost);
                     let client = &session.identity().client_id;
                     tracing::warn!(%client, lost, "messages were dropped before the subscriber read them");
+                    session.lost(gap, moment);
                 }
                 session.offer(fetched.messages, fetched.next, moment);
             }
@@ -235,6 +236,7 @@ impl Feed {
         count(&counters.skipped, counts.skipped);
         count(&counters.too_large, counts.too_large);
         count(&counters.expired, counts.expired);
+        count(&counters.lost, counts.lost);
     }
 
     /// Takes the session's filters and its link from live fan-out.

@@ -3,11 +3,13 @@
 //! A SUBACK waits until live fan-out delivers to its filters ([`Session::live_ready`]), so that what is published after
 //! it is delivered.
 
+use super::persist::{Held, Persist};
 use super::subscriptions::{Slot, Subscription};
 use super::{Event, Moment, Session};
 use crate::codec::{
     Packet, Property, Reason, RetainHandling, SubAck, Subscribe, SubscribeFilter, UnsubAck, Unsubscribe, Version,
 };
+use crate::log::sessions::StoredSubscription;
 use crate::message::QoS;
 use crate::topic::TopicFilter;
 
@@ -52,6 +54,9 @@ impl Session {
         if known.is_none() && self.subscriptions.len() >= self.limits.subscriptions_max {
             return Err(Reason::QuotaExceeded);
         }
+        if known.is_none() && self.persists() && !moment.filters_fit {
+            return Err(Reason::QuotaExceeded);
+        }
         let options = wish.options;
         let before = known.as_ref().map(|known| known.qos);
         // A subscription that read the log goes on where it was. [MQTT-3.8.4-3]
@@ -65,6 +70,21 @@ impl Session {
             since,
             slot: known.and_then(|known| known.slot),
         });
+        if let Some(persist) = &mut self.persist {
+            let stored = StoredSubscription {
+                filter: filter.clone(),
+                qos: options.qos,
+                no_local: options.no_local,
+                retain_as_published: options.retain_as_published,
+                identifier,
+                since,
+            };
+            let update = persist.update();
+            update.filter_bytes += if before.is_none() { bytes_of(&filter) } else { 0 };
+            // The last one counts.
+            update.unsubscribed.retain(|gone| **gone != *filter.as_written());
+            update.subscribed.push(stored);
+        }
         self.outbound.follow_log(self.subscriptions.read_log(), moment.head);
         self.events.push_back(Event::Watch { filter: filter.clone(), before, after: Some(options.qos) });
         let send_retained = match options.retain_handling {
@@ -98,9 +118,23 @@ impl Session {
             if !self.is_open() {
                 return;
             }
-            self.send(&Packet::SubAck(suback));
-            self.outbound.want_retained(retained);
+            let pending = PendingSubAck { suback, retained };
+            match &mut self.persist {
+                // A client that was told of a subscription finds it after a crash.
+                Some(persist) => persist.hold(Held::SubAck(pending)),
+                None => self.send_suback(pending),
+            }
         }
+    }
+
+    pub(super) fn send_suback(&mut self, PendingSubAck { suback, retained }: PendingSubAck) {
+        self.send(&Packet::SubAck(suback));
+        self.outbound.want_retained(retained);
+    }
+
+    /// Whether a SUBACK waits until its subscriptions are stored.
+    pub(super) fn awaits_suback(&self) -> bool {
+        self.persist.as_ref().is_some_and(Persist::holds_subacks)
     }
 
     pub(super) fn on_unsubscribe(&mut self, unsubscribe: Unsubscribe) {
@@ -108,6 +142,7 @@ impl Session {
         for filter in &unsubscribe.filters {
             let reason = match self.subscriptions.remove(filter.as_str()) {
                 Some(gone) => {
+                    self.store_unsubscribed(&gone.filter);
                     let before = Some(gone.qos);
                     self.events.push_back(Event::Watch { filter: gone.filter, before, after: None });
                     Reason::Success
@@ -121,6 +156,24 @@ impl Session {
         if self.version == Version::V311 {
             reasons.clear();
         }
-        self.send(&Packet::UnsubAck(UnsubAck { packet_id: unsubscribe.packet_id, properties: Vec::new(), reasons }));
+        let unsuback = UnsubAck { packet_id: unsubscribe.packet_id, properties: Vec::new(), reasons };
+        match &mut self.persist {
+            Some(persist) => persist.hold(Held::UnsubAck(unsuback)),
+            None => self.send(&Packet::UnsubAck(unsuback)),
+        }
     }
+
+    fn store_unsubscribed(&mut self, filter: &TopicFilter) {
+        if let Some(persist) = &mut self.persist {
+            let update = persist.update();
+            update.filter_bytes -= bytes_of(filter);
+            update.subscribed.retain(|subscription| subscription.filter != *filter);
+            update.unsubscribed.push(filter.as_written().into());
+        }
+    }
+}
+
+/// What a filter counts in the book of sessions; a topic has at most 1,024 bytes.
+fn bytes_of(filter: &TopicFilter) -> i64 {
+    filter.as_written().len() as i64
 }

@@ -64,14 +64,15 @@ impl Wire {
         let mut wire = Wire::new(limits, connect.version);
         wire.handle(Packet::Connect(Box::new(connect)));
         assert!(matches!(wire.session.poll_event(), Some(Event::Connect(_))));
-        wire.session.accept(1, None, wire.moment());
+        assert!(wire.session.identify(None));
+        wire.session.accept(Acceptance { number: 1, ..Acceptance::default() }, wire.moment());
         assert!(matches!(wire.sent()[..], [Packet::ConnAck(ConnAck { reason: Reason::Success, .. })]));
         wire
     }
 
     fn moment(&self) -> Moment {
         let at = self.start + Duration::from_millis(self.now_ms);
-        Moment { at, utc_us: self.now_ms as i64 * 1_000 + 1, head: Offset(self.head) }
+        Moment { at, utc_us: self.now_ms as i64 * 1_000 + 1, head: Offset(self.head), filters_fit: true }
     }
 
     fn handle(&mut self, packet: Packet) {

@@ -1,0 +1,381 @@
+//! Sessions that outlive their connections, and the process.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{Client, Gateway, connect, publish};
+use millwright_broker::codec::{Ack, ConnAck, Connect, Disconnect, Packet, Property, Publish, Reason, Version, Will};
+use millwright_broker::message::QoS;
+use millwright_broker::topic::TopicName;
+
+const BOTH: [Version; 2] = [Version::V311, Version::V5];
+
+/// A CONNECT whose session outlives the connection.
+fn lasting(version: Version, id: &str) -> Connect {
+    let properties = if version == Version::V5 { vec![Property::SessionExpiryInterval(3_600)] } else { Vec::new() };
+    Connect { clean_start: false, properties, ..connect(version, id) }
+}
+
+async fn open(gateway: &Gateway, connect: Connect) -> (Client, ConnAck) {
+    let (client, connack) = Client::connect_with(gateway.addr(), connect).await;
+    assert_eq!(connack.reason, Reason::Success);
+    (client, connack)
+}
+
+async fn resume(gateway: &Gateway, version: Version, id: &str) -> Client {
+    let (client, connack) = open(gateway, lasting(version, id)).await;
+    assert!(connack.session_present, "the session of {id} is gone");
+    client
+}
+
+async fn leave(mut client: Client) {
+    client.send(&Packet::Disconnect(Disconnect { reason: Reason::Success, properties: Vec::new() })).await;
+    client.closed().await;
+}
+
+/// Stops the gateway in order and starts it again on the same directory.
+async fn restart(gateway: Gateway) -> Gateway {
+    let dir = gateway.stop().await;
+    Gateway::on(dir, |_| {}, |_| {}).await
+}
+
+fn payload(publish: &Publish) -> &str {
+    std::str::from_utf8(&publish.payload).unwrap()
+}
+
+// What is published at QoS 1 and 2 while a client is away comes when it is back, in order, also after a restart; its
+// subscriptions are still there, and a clean start ends all that. [MQTT-3.1.2-4], [MQTT-3.1.2-5]
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_wait_for_a_client_that_is_away() {
+    for version in BOTH {
+        let mut gateway = Gateway::start().await;
+        let (mut client, connack) = open(&gateway, lasting(version, "away")).await;
+        assert!(!connack.session_present);
+        client.subscribe("t/#", QoS::ExactlyOnce).await;
+        leave(client).await;
+        for round in 0..3 {
+            let mut publisher = Client::connect(gateway.addr(), Version::V5, "p").await;
+            for number in 0..20 {
+                let qos = [QoS::AtLeastOnce, QoS::ExactlyOnce][number % 2];
+                publisher.publish("t/x", qos, format!("{round} {number}").as_bytes()).await;
+            }
+            leave(publisher).await;
+            if round != 1 {
+                gateway = restart(gateway).await;
+            }
+            let mut client = resume(&gateway, version, "away").await;
+            for number in 0..20 {
+                let got = client.message().await;
+                assert_eq!(payload(&got), format!("{round} {number}"));
+                assert_eq!((got.qos, got.dup), ([QoS::AtLeastOnce, QoS::ExactlyOnce][number % 2], false));
+            }
+            client.assert_quiet().await;
+            leave(client).await;
+        }
+        let (mut client, connack) = open(&gateway, Connect { clean_start: true, ..lasting(version, "away") }).await;
+        assert!(!connack.session_present);
+        client.publish("t/x", QoS::AtLeastOnce, b"nobody").await;
+        client.assert_quiet().await;
+    }
+}
+
+// Messages that were sent and not finished come again first, in the order and with the identifiers they had, marked as
+// duplicates; a QoS 2 message for which PUBREC came is only released again. [MQTT-4.4.0-1], [MQTT-4.6.0-1]
+#[tokio::test(flavor = "multi_thread")]
+async fn unfinished_messages_come_again() {
+    for (version, restarts) in [(Version::V311, false), (Version::V5, true)] {
+        let mut gateway = Gateway::start().await;
+        let (mut client, _) = open(&gateway, lasting(version, "again")).await;
+        client.subscribe("t", QoS::ExactlyOnce).await;
+        client.acknowledges = false;
+        let mut publisher = Client::connect(gateway.addr(), Version::V311, "p").await;
+        let qos = |number: usize| [QoS::AtLeastOnce, QoS::ExactlyOnce][number % 2];
+        let mut ids = Vec::new();
+        for number in 0..6 {
+            publisher.publish("t", qos(number), number.to_string().as_bytes()).await;
+            ids.push(client.message().await.packet_id.unwrap());
+        }
+        // The first is finished; the fourth, at QoS 2, is received; the others are open.
+        client.send(&Packet::PubAck(Ack::new(ids[0], Reason::Success))).await;
+        client.send(&Packet::PubRec(Ack::new(ids[3], Reason::Success))).await;
+        assert_eq!(client.recv().await, Packet::PubRel(Ack::new(ids[3], Reason::Success)));
+        drop(client);
+        if restarts {
+            gateway = restart(gateway).await;
+        }
+        let mut publisher = Client::connect(gateway.addr(), Version::V311, "p").await;
+        publisher.publish("t", QoS::AtLeastOnce, b"new").await;
+        let mut client = resume(&gateway, version, "again").await;
+        client.acknowledges = false;
+        for number in 1..6 {
+            match client.recv().await {
+                Packet::PubRel(ack) if number == 3 => {
+                    assert_eq!(ack.packet_id, ids[3]);
+                    client.send(&Packet::PubComp(Ack::new(ids[3], Reason::Success))).await;
+                }
+                Packet::Publish(got) => {
+                    assert_eq!((payload(&got), got.packet_id), (&*number.to_string(), Some(ids[number])));
+                    assert!(got.dup, "{number} is sent again");
+                    assert_eq!(got.qos, qos(number));
+                }
+                other => panic!("{other:?} instead of message {number}"),
+            }
+        }
+        let got = client.message().await;
+        assert_eq!((payload(&got), got.dup), ("new", false));
+        assert!(!ids[1..].contains(&got.packet_id.unwrap()), "an identifier that is in use was given again");
+    }
+}
+
+// A QoS 2 publish that was received before the connection broke is not taken again when it is sent again, whatever
+// happened in between: with and without a restart, before and after PUBREL. [MQTT-4.3.3-10]
+#[tokio::test(flavor = "multi_thread")]
+async fn receipts_survive() {
+    for (version, restarts) in BOTH.into_iter().flat_map(|version| [(version, false), (version, true)]) {
+        let mut gateway = Gateway::start().await;
+        let (mut client, _) = open(&gateway, lasting(version, "sender")).await;
+        let packet_id = client.packet_id();
+        let message = Publish { packet_id: Some(packet_id), ..publish("t", QoS::ExactlyOnce, b"once") };
+        client.send(&Packet::Publish(message.clone())).await;
+        assert_eq!(client.recv().await, Packet::PubRec(Ack::new(packet_id, Reason::Success)));
+        drop(client);
+        if restarts {
+            gateway = restart(gateway).await;
+        }
+        let mut client = resume(&gateway, version, "sender").await;
+        client.send(&Packet::Publish(Publish { dup: true, ..message })).await;
+        assert_eq!(client.recv().await, Packet::PubRec(Ack::new(packet_id, Reason::Success)));
+        client.send(&Packet::PubRel(Ack::new(packet_id, Reason::Success))).await;
+        assert_eq!(client.recv().await, Packet::PubComp(Ack::new(packet_id, Reason::Success)));
+        assert_eq!(gateway.log.head().0, 2, "it was logged twice");
+        drop(client);
+        if restarts {
+            gateway = restart(gateway).await;
+        }
+        // The identifier is free: the next message with it is another one.
+        let mut client = resume(&gateway, version, "sender").await;
+        let other = Publish { packet_id: Some(packet_id), ..publish("t", QoS::ExactlyOnce, b"other") };
+        client.send(&Packet::Publish(other)).await;
+        assert_eq!(client.recv().await, Packet::PubRec(Ack::new(packet_id, Reason::Success)));
+        assert_eq!(gateway.log.head().0, 3);
+    }
+}
+
+// A session lasts as long as its expiry interval says, which DISCONNECT may change; 0 ends it with the connection. What
+// is granted is never more than the limit, and the client is told. [MQTT-3.1.2-23], [MQTT-3.14.2-2]
+#[tokio::test(flavor = "multi_thread")]
+async fn session_expiry() {
+    let gateway = Gateway::with(|config| config.limits.session_expiry_max_s = 1_000).await;
+    let with = |expiry_s| Connect {
+        clean_start: false,
+        properties: vec![Property::SessionExpiryInterval(expiry_s)],
+        ..connect(Version::V5, "c")
+    };
+    let (client, connack) = open(&gateway, with(5_000)).await;
+    assert!(connack.properties.contains(&Property::SessionExpiryInterval(1_000)), "{connack:?}");
+    leave(client).await;
+    let (mut client, connack) = open(&gateway, with(1)).await;
+    assert!(connack.session_present && !connack.properties.contains(&Property::SessionExpiryInterval(1)));
+    let disconnect = |expiry_s| {
+        let properties = vec![Property::SessionExpiryInterval(expiry_s)];
+        Packet::Disconnect(Disconnect { reason: Reason::Success, properties })
+    };
+    client.send(&disconnect(900)).await;
+    client.closed().await;
+    let (mut client, connack) = open(&gateway, with(900)).await;
+    assert!(connack.session_present);
+    client.send(&disconnect(0)).await;
+    client.closed().await;
+    let (client, connack) = open(&gateway, with(1)).await;
+    assert!(!connack.session_present, "DISCONNECT ended it");
+    leave(client).await;
+    gateway.until("it expires", |gateway| gateway.log.stats().sessions == 0).await;
+    assert_eq!(gateway.broker.stats().sessions_expired, 1);
+    let (mut client, connack) = open(&gateway, with(0)).await;
+    assert!(!connack.session_present);
+    // What CONNECT did not ask for, DISCONNECT cannot have.
+    client.send(&disconnect(10)).await;
+    assert_eq!(client.closed().await, Some(Reason::ProtocolError));
+    let (_client, connack) = open(&gateway, with(0)).await;
+    assert!(!connack.session_present, "an interval of 0 ends with the connection");
+}
+
+fn with_will(id: &str, delay_s: u32, expiry_s: u32) -> Connect {
+    let will = Will {
+        topic: TopicName::parse(&format!("will/{id}")).unwrap(),
+        payload: Bytes::from_static(b"gone"),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        properties: vec![Property::WillDelayInterval(delay_s)],
+    };
+    let properties = vec![Property::SessionExpiryInterval(expiry_s)];
+    Connect { clean_start: false, will: Some(will), properties, ..connect(Version::V5, id) }
+}
+
+// A will waits for its delay or for the end of the session, whichever is first; a client that is back in time keeps it
+// from going out, one that starts anew does not; it survives a restart and goes out once. [MQTT-3.1.3-9]
+#[tokio::test(flavor = "multi_thread")]
+async fn delayed_wills() {
+    let gateway = Gateway::start().await;
+    let mut watcher = Client::connect(gateway.addr(), Version::V5, "watcher").await;
+    watcher.subscribe("will/#", QoS::AtLeastOnce).await;
+    // Back in time, with another will and then without one.
+    let (client, _) = open(&gateway, with_will("back", 1, 100)).await;
+    drop(client);
+    let (client, connack) = open(&gateway, with_will("back", 1, 100)).await;
+    assert!(connack.session_present);
+    drop(client);
+    let client = resume(&gateway, Version::V5, "back").await;
+    // At once, by delay, and by the end of the session.
+    for (id, delay_s, expiry_s) in [("now", 0, 100), ("delay", 1, 100), ("end", 100, 1), ("short", 100, 0)] {
+        drop(open(&gateway, with_will(id, delay_s, expiry_s)).await);
+        assert_eq!(watcher.message().await.topic.unwrap().as_str(), format!("will/{id}"));
+    }
+    // A clean start ends the session that the will belongs to.
+    drop(open(&gateway, with_will("anew", 100, 100)).await);
+    let (anew, _) = open(&gateway, Connect { clean_start: true, ..with_will("anew", 100, 100) }).await;
+    assert_eq!(watcher.message().await.topic.unwrap().as_str(), "will/anew");
+    watcher.assert_quiet().await;
+    leave(anew).await;
+    leave(client).await;
+    // One that is due while the gateway is down.
+    let (client, _) = open(&gateway, with_will("down", 1, 100)).await;
+    leave(watcher).await;
+    let dir = gateway.stop().await;
+    drop(client);
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let gateway = Gateway::on(dir, |_| {}, |_| {}).await;
+    let topic = |gateway: &Gateway| {
+        let head = gateway.log.head().0;
+        let wills = (1..head).filter(|offset| is_will_of_down(gateway, *offset));
+        wills.count()
+    };
+    gateway.until("the will is published", |gateway| topic(gateway) > 0).await;
+    let gateway = restart(gateway).await;
+    assert_eq!(topic(&gateway), 1, "published once");
+}
+
+fn is_will_of_down(gateway: &Gateway, offset: u64) -> bool {
+    let mut reader = gateway.log.reader().unwrap();
+    let fetched = reader.read(millwright_broker::log::Offset(offset), Default::default()).unwrap();
+    fetched.messages.first().is_some_and(|it| it.message.topic.as_str() == "will/down")
+}
+
+// A session belongs to the user who began it.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_user_does_not_get_the_session() {
+    let gateway = Gateway::start().await;
+    let user = |name: &str| Connect { username: Some(name.into()), ..lasting(Version::V311, "shared") };
+    let (mut client, _) = open(&gateway, user("anna")).await;
+    client.subscribe("secret", QoS::AtLeastOnce).await;
+    leave(client).await;
+    let mut publisher = Client::connect(gateway.addr(), Version::V311, "p").await;
+    publisher.publish("secret", QoS::AtLeastOnce, b"x").await;
+    let (mut client, connack) = open(&gateway, user("otto")).await;
+    assert!(!connack.session_present);
+    client.assert_quiet().await;
+}
+
+// A slow subscriber with a session loses nothing and keeps nothing in memory: it takes what it can, goes away in between,
+// and has had every message at least once and in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_session_loses_nothing() {
+    let gateway = Gateway::start().await;
+    let receive_max = Property::ReceiveMaximum(5);
+    let slow = || {
+        let properties = vec![receive_max.clone(), Property::SessionExpiryInterval(3_600)];
+        Connect { properties, ..lasting(Version::V5, "slow") }
+    };
+    let (mut client, _) = open(&gateway, slow()).await;
+    client.subscribe("t", QoS::AtLeastOnce).await;
+    let publishing = {
+        let addr = gateway.addr();
+        tokio::spawn(async move {
+            let mut publisher = Client::connect(addr, Version::V311, "p").await;
+            for number in 0..500 {
+                publisher.publish("t", QoS::AtLeastOnce, number.to_string().as_bytes()).await;
+            }
+        })
+    };
+    let mut next = 0;
+    while next < 500 {
+        for _ in 0..37 {
+            let got = client.message().await;
+            let number: u32 = payload(&got).parse().unwrap();
+            assert!(number <= next, "{next} was skipped");
+            next = next.max(number + 1);
+            if next == 500 {
+                break;
+            }
+        }
+        drop(client);
+        client = open(&gateway, slow()).await.0;
+    }
+    publishing.await.unwrap();
+}
+
+// A session whose messages retention had to drop is told how many they were, and goes on with what is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_lost_messages_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = |config: &mut millwright_broker::log::LogConfig| {
+        config.quota_bytes = millwright_broker::log::QUOTA_BYTES_MIN;
+        config.limits.partition_rows_max = 20;
+    };
+    let gateway = Gateway::on(dir, |_| {}, small).await;
+    let (mut client, _) = open(&gateway, lasting(Version::V5, "away")).await;
+    client.subscribe("t", QoS::AtLeastOnce).await;
+    leave(client).await;
+    let mut publisher = Client::connect(gateway.addr(), Version::V5, "p").await;
+    let mut sent = 0_u64;
+    // An absent session does not hold publishers back.
+    while gateway.log.oldest().0 < 50 {
+        publisher.publish("t", QoS::AtLeastOnce, &[7; 60_000]).await;
+        sent += 1;
+        assert!(sent < 10_000, "nothing was ever dropped");
+    }
+    let oldest = gateway.log.oldest().0;
+    let (mut client, connack) = open(&gateway, lasting(Version::V5, "away")).await;
+    assert!(connack.session_present);
+    let told = connack.properties.iter().find_map(|property| match property {
+        Property::ReasonString(text) => Some(text.as_str().to_owned()),
+        _ => None,
+    });
+    assert!(told.unwrap().contains(&format!("{} messages", oldest - 1)));
+    assert_eq!(gateway.broker.stats().lost, oldest - 1);
+    for _ in oldest..=sent {
+        client.message().await;
+    }
+    client.assert_quiet().await;
+}
+
+// While the log is full, clients with sessions still come, subscribe, get messages at QoS 2 and go; only publishers wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_go_on_while_the_log_is_full() {
+    let full = |config: &mut millwright_broker::log::LogConfig| {
+        config.quota_bytes = millwright_broker::log::QUOTA_BYTES_MIN;
+    };
+    let gateway = Gateway::on(tempfile::tempdir().unwrap(), |_| {}, full).await;
+    let _cursor = gateway.log.cursor("consumer").unwrap();
+    let (mut client, _) = open(&gateway, lasting(Version::V5, "s")).await;
+    client.subscribe("t", QoS::ExactlyOnce).await;
+    leave(client).await;
+    let mut publisher = Client::connect(gateway.addr(), Version::V311, "p").await;
+    publisher.publish("t", QoS::ExactlyOnce, b"first").await;
+    let mut filler = Client::connect(gateway.addr(), Version::V311, "f").await;
+    while gateway.log.stats().full.is_none() {
+        let packet_id = Some(filler.packet_id());
+        filler.send(&Packet::Publish(Publish { packet_id, ..publish("fill", QoS::AtLeastOnce, &[7; 60_000]) })).await;
+        tokio::task::yield_now().await;
+    }
+    let mut client = resume(&gateway, Version::V5, "s").await;
+    assert_eq!(payload(&client.message().await), "first");
+    client.subscribe("other", QoS::AtLeastOnce).await;
+    client.assert_quiet().await;
+    leave(client).await;
+    let mut client = resume(&gateway, Version::V5, "s").await;
+    client.assert_quiet().await;
+}

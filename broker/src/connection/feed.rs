@@ -38,7 +38,7 @@ enum LinkState {
 
 /// Something for the session.
 pub(super) enum Fed {
-    Fetched(Result<Fetched, ReadError>),
+    Fetched(What, Result<Fetched, ReadError>),
     Live(LinkEvent),
     /// The link opened, or was lost, or the router was replaced.
     Link,

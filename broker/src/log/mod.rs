@@ -16,6 +16,11 @@
 //! | `partition` | `first_offset` (rowid), `number` | the partition tables; one ends where the next begins |
 //! | `retained` | `id`, `topic`, `stored_us`, `offset`, `flags`, `properties`, `payload` | the retained message of each topic |
 //! | `cursor` | `name`, `position` | the first message each consumer needs; may be behind what it said, never ahead |
+//! | `session` | `id`, `client_id`, `username`, `expiry_s`, `ended_us`, `read_from`, `position` | MQTT sessions that outlive their connections; `ended_us` is NULL while there is one |
+//! | `subscription` | `session`, `filter`, `options`, `identifier`, `since` | their subscriptions; `options` as in SUBSCRIBE |
+//! | `outgoing` | `session`, `packet_id`, `sequence`, `offset`, `flags` | messages sent and not finished; in `flags` what is waited for (0 PUBACK, 1 PUBREC, 2 PUBCOMP) and in bit 2 whether it was a retained one |
+//! | `incoming` | `session`, `packet_id` | QoS 2 identifiers between PUBLISH and PUBREL |
+//! | `will` | `session`, `delay_s`, `due_us`, `topic`, `flags`, `properties`, `payload` | their wills; `due_us` is NULL while the client is connected |
 //! | `gap` | `id`, `from_offset`, `to_offset`, `rows`, `bytes`, `at_us`, `cursors` | what was dropped before the named cursors had passed it; `to_offset` is behind the last |
 //! | `meta` | `key`, `value` | `log_id`; `next_offset`, `next_partition`, `next_topic`: lower bounds that survive dropping |
 //!

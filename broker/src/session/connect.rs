@@ -104,12 +104,12 @@ impl Session {
         let properties = self.connack_properties(&connect, expiry_s, lost);
         let session_present = stored.is_some();
         self.send(&Packet::ConnAck(ConnAck { session_present, reason: Reason::Success, properties }));
+        if let Some(id) = id {
+            let read_from = stored.as_ref().map_or(moment.head, |stored| stored.read_from);
+            self.persist = Some(Persist::new(id, expiry_s, read_from, moment.at));
+        }
         if let Some(stored) = stored {
             self.resume(stored);
-        }
-        if let Some(id) = id {
-            let read_from = self.progress(moment).read_from;
-            self.persist = Some(Persist::new(id, expiry_s, read_from, moment.at));
         }
     }
 
@@ -123,6 +123,10 @@ impl Session {
             let StoredSubscription { filter, qos, no_local, retain_as_published, identifier, since } =
                 subscription.clone();
             self.events.push_back(Event::Watch { filter: filter.clone(), before: None, after: Some(qos) });
+            if filter.share_group().is_some() {
+                // It has been counted since it was stored.
+                self.events.push_back(Event::Join { filter: filter.clone(), counts: true, is_new: false });
+            }
             let slot = None;
             self.subscriptions.insert(Subscription {
                 filter,
@@ -173,7 +177,6 @@ impl Session {
             Property::ReceiveMaximum(limits.receive_max.max(1)),
             Property::MaximumPacketSize(u32::try_from(limits.packet_bytes_max).unwrap_or(u32::MAX)),
             Property::TopicAliasMaximum(limits.topic_aliases_max),
-            Property::SharedSubscriptionAvailable(false),
         ];
         if connect.client_id.as_str().is_empty() {
             properties.push(Property::AssignedClientIdentifier(Text::from(&*self.identity.client_id)));

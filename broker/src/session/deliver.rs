@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::outgoing::Outgoing;
+use super::outgoing::{Outgoing, Place};
 use super::persist::Held;
 use super::redeliver::Redelivery;
 use super::{Event, Moment, Session, Slot};
@@ -40,6 +40,8 @@ pub(super) struct Outbound {
     aliases_max: usize,
     /// Where to read the log next; `None` without a subscription that reads it.
     read_from: Option<Offset>,
+    /// Where this client's own subscriptions go on; the log may be read again from before, for a group.
+    own_from: Offset,
     /// Read from the log, not yet delivered.
     tail: VecDeque<Arc<LogMessage>>,
     retained: Vec<Arc<RetainedMessage>>,
@@ -83,6 +85,7 @@ impl Outbound {
             aliases: HashMap::new(),
             aliases_max: 0,
             read_from: None,
+            own_from: Offset(0),
             tail: VecDeque::new(),
             retained: Vec::new(),
             retained_for: None,
@@ -132,6 +135,21 @@ impl Outbound {
         Some(self.tail.front().map_or(read_from, |next| next.offset))
     }
 
+    /// Where the client's own subscriptions go on.
+    pub(super) fn own_position(&self) -> Option<Offset> {
+        self.position().map(|position| position.max(self.own_from))
+    }
+
+    /// Reads the log again from `start` on, for a group.
+    pub(super) fn rewind(&mut self, start: Offset, head: Offset) {
+        let position = self.position().unwrap_or(head);
+        if start < position {
+            self.own_from = self.own_from.max(position);
+            self.tail.clear();
+        }
+        self.read_from = Some(start.min(position));
+    }
+
     /// Goes on where an earlier connection was.
     pub(super) fn resume(&mut self, stored: &StoredSession, reads: bool) {
         self.redelivery = Redelivery::new(self.outgoing.resume(&stored.outgoing));
@@ -153,11 +171,13 @@ impl Session {
         self.output.len() < self.limits.outbound_bytes_max / 2 && self.outbound.outgoing.has_room()
     }
 
-    /// Messages read from the log at [`Session::wants_log`]; `next` is where to go on.
-    pub(crate) fn offer(&mut self, messages: Vec<Arc<LogMessage>>, next: Offset, moment: Moment) {
+    /// Messages read from the log `from` what [`Session::wants_log`] said; `next` is where to go on.
+    pub(crate) fn offer(&mut self, from: Offset, messages: Vec<Arc<LogMessage>>, next: Offset, moment: Moment) {
         if self.outbound.redelivery.wanted().is_some() {
-            self.outbound.redelivery.offer(messages);
-        } else if self.outbound.read_from.is_some() {
+            if self.outbound.redelivery.wanted() == Some(from) {
+                self.outbound.redelivery.offer(messages);
+            }
+        } else if self.outbound.read_from == Some(from) {
             self.outbound.read_from = Some(next);
             self.outbound.tail.extend(messages);
         }
@@ -192,6 +212,12 @@ impl Session {
             // Logged telemetry; its subscribers had it live.
             return;
         }
+        if self.subscriptions.has_shared() {
+            self.deliver_shared(logged, moment);
+        }
+        if logged.offset < self.outbound.own_from {
+            return;
+        }
         let from_me = message.origin == self.number;
         let topic = &message.topic;
         let Some(decision) = self.subscriptions.decide_logged(logged.topic_id, topic, from_me, logged.offset) else {
@@ -206,7 +232,8 @@ impl Session {
             identifiers: decision.identifiers.clone(),
             received_us: logged.received_us,
         };
-        self.publish(message, envelope, (logged.offset, false), moment);
+        let place = Place { offset: logged.offset, retained: false, group: None };
+        self.publish(message, envelope, place, moment);
     }
 
     fn pump_retained(&mut self, moment: Moment) {
@@ -242,8 +269,8 @@ impl Session {
         }
         let identifiers = subscription.identifier.into_iter().collect();
         let envelope = Envelope { qos, retain: true, identifiers, received_us: retained.stored_us };
-        let offset = retained.offset.unwrap_or_default();
-        self.publish(message, envelope, (offset, true), moment);
+        let place = Place { offset: retained.offset.unwrap_or_default(), retained: true, group: None };
+        self.publish(message, envelope, place, moment);
     }
 
     /// A live message.
@@ -282,7 +309,7 @@ impl Session {
     }
 
     /// Sends a message at any QoS; at QoS 2 of a stored session once its identifier is on disk.
-    fn publish(&mut self, message: &Message, envelope: Envelope, place: (Offset, bool), moment: Moment) {
+    pub(super) fn publish(&mut self, message: &Message, envelope: Envelope, place: Place, moment: Moment) {
         if envelope.qos == QoS::AtMostOnce {
             self.send_publish(message, &envelope, None, false, moment);
             return;
@@ -292,7 +319,7 @@ impl Session {
             return;
         }
         let stage = if envelope.qos == QoS::AtLeastOnce { Stage::Acknowledged } else { Stage::Received };
-        let Some(packet_id) = self.outbound.outgoing.add(stage, place.0, place.1) else { return };
+        let Some(packet_id) = self.outbound.outgoing.add(stage, place) else { return };
         match &mut self.persist {
             Some(persist) if envelope.qos == QoS::ExactlyOnce || persist.holds_publishes() => {
                 persist.hold(Held::Publish { packet_id, message: message.clone(), envelope });

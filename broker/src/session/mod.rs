@@ -19,6 +19,7 @@ mod outgoing;
 mod persist;
 mod publish;
 mod redeliver;
+mod sharing;
 mod subscribe;
 mod subscriptions;
 #[cfg(test)]
@@ -65,6 +66,11 @@ pub(crate) enum Event {
     Watch { filter: TopicFilter, before: Option<QoS>, after: Option<QoS> },
     /// Answer with [`Session::retained`].
     FetchRetained(TopicFilter),
+    /// Join the group of a shared subscription, then [`Session::joined`]; if it `counts` and `is_new`, a stored session
+    /// more belongs to it.
+    Join { filter: TopicFilter, counts: bool, is_new: bool },
+    /// The session left a group for good; if it was `counted`, a stored session less belongs to it.
+    Left { filter: TopicFilter, counted: bool },
     /// Append, if it is durable, and fan out; the connection did not end well.
     Will(Message),
     /// Flush the output and close the connection.
@@ -134,6 +140,7 @@ pub(crate) struct Session {
     inbound: publish::Inbound,
     outbound: deliver::Outbound,
     subscriptions: subscriptions::Subscriptions,
+    sharing: Vec<sharing::Sharing>,
     pending_subacks: Vec<subscribe::PendingSubAck>,
 }
 
@@ -160,6 +167,7 @@ impl Session {
             output: BytesMut::new(),
             events: VecDeque::new(),
             subscriptions: subscriptions::Subscriptions::default(),
+            sharing: Vec::new(),
             pending_subacks: Vec::new(),
         }
     }
@@ -369,6 +377,7 @@ impl Session {
         }
         self.phase = Phase::Closed;
         self.deadline = None;
+        self.leave_groups();
         if let Some(will) = self.will.take() {
             let outlives = self.persist.as_ref().is_some_and(|persist| persist.expiry_s() > 0);
             if outlives {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use crate::codec::PacketId;
 use crate::log::Offset;
 use crate::log::sessions::{SessionUpdate, Stage, StoredOutgoing};
+use crate::shares::GroupId;
 
 /// A message under way.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +18,8 @@ pub(super) struct InFlight {
     pub(super) offset: Offset,
     /// It was sent because it was retained.
     pub(super) retained: bool,
+    /// The group that it was given to the client in.
+    group: Option<GroupId>,
     sequence: u64,
     /// Sent over this connection: it counts against the client's receive maximum. [MQTT-4.9]
     sent: bool,
@@ -24,6 +27,16 @@ pub(super) struct InFlight {
     is_stored: bool,
     /// The store has a row of it.
     has_row: bool,
+}
+
+/// Where a message that is sent comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) offset: Offset,
+    /// Sent because it was retained.
+    pub(super) retained: bool,
+    /// Given to the client as a member of this group.
+    pub(super) group: Option<GroupId>,
 }
 
 /// All messages under way, in the order of sending.
@@ -76,14 +89,15 @@ impl Outgoing {
             self.last_id = packet_id.get();
             self.next_sequence = self.next_sequence.max(sequence + 1);
             self.retained += usize::from(retained);
-            let (sent, is_stored, has_row) = (false, true, true);
-            self.list.push_back(InFlight { packet_id, stage, offset, retained, sequence, sent, is_stored, has_row });
+            let (group, sent, is_stored, has_row) = (None, false, true, true);
+            self.list.push_back(InFlight { packet_id, stage, offset, retained, group, sequence, sent, is_stored, has_row });
         }
         self.list.iter().map(|in_flight| in_flight.packet_id).collect()
     }
 
     /// A new message under way. There is a free identifier: the window is smaller than their number.
-    pub(super) fn add(&mut self, stage: Stage, offset: Offset, retained: bool) -> Option<PacketId> {
+    pub(super) fn add(&mut self, stage: Stage, place: Place) -> Option<PacketId> {
+        let Place { offset, retained, group } = place;
         let packet_id = self.allocate()?;
         let sequence = self.next_sequence;
         self.next_sequence += 1;
@@ -91,7 +105,7 @@ impl Outgoing {
         self.retained += usize::from(retained);
         self.is_changed = true;
         let (sent, is_stored, has_row) = (true, false, false);
-        self.list.push_back(InFlight { packet_id, stage, offset, retained, sequence, sent, is_stored, has_row });
+        self.list.push_back(InFlight { packet_id, stage, offset, retained, group, sequence, sent, is_stored, has_row });
         Some(packet_id)
     }
 
@@ -153,6 +167,14 @@ impl Outgoing {
             return self.list.iter().find(needed).map(|in_flight| in_flight.offset);
         }
         self.list.iter().filter(needed).map(|in_flight| in_flight.offset).min()
+    }
+
+    /// QoS 1 messages of a group that the client has not acknowledged: others may have them. [MQTT-4.8.2-5] forbids that
+    /// at QoS 2.
+    pub(super) fn unfinished_of(&self, group: GroupId) -> Vec<Offset> {
+        let open =
+            |in_flight: &&InFlight| in_flight.group == Some(group) && in_flight.stage == Stage::Acknowledged;
+        self.list.iter().filter(open).map(|in_flight| in_flight.offset).collect()
     }
 
     /// Whether the store is behind.

@@ -132,7 +132,7 @@ impl Session {
         let persist = self.persist.as_ref().filter(|persist| persist.taken == persist.stored)?;
         if self.outbound.outgoing.is_changed() {
             Some(persist.stored_at + PROGRESS_INTERVAL)
-        } else if self.outbound.position().is_some_and(|from| from != persist.stored_from) {
+        } else if self.outbound.own_position().is_some_and(|from| from != persist.stored_from) {
             Some(persist.stored_at + POSITION_INTERVAL)
         } else {
             None
@@ -151,6 +151,7 @@ impl Session {
 
     fn make_update(&mut self, moment: Moment) -> Option<SessionUpdate> {
         let progress = self.progress(moment);
+        self.store_group_positions(self.outbound.position().unwrap_or(moment.head));
         let persist = self.persist.as_mut()?;
         let mut update = std::mem::replace(&mut persist.update, SessionUpdate::of(persist.id));
         self.outbound.outgoing.changes(&mut update);
@@ -165,9 +166,10 @@ impl Session {
     /// How far the session has come.
     pub(crate) fn progress(&self, moment: Moment) -> Progress {
         // Without a subscription that reads the log nothing is missed.
-        let read_from = self.outbound.position().unwrap_or(moment.head);
-        let oldest = self.outbound.outgoing.oldest();
-        Progress { read_from, position: oldest.map_or(read_from, |oldest| oldest.min(read_from)) }
+        let read_from = self.outbound.own_position().unwrap_or(moment.head);
+        let position = self.outbound.position().unwrap_or(moment.head);
+        let needed = self.outbound.outgoing.oldest().into_iter().chain(self.oldest_given());
+        Progress { read_from, position: needed.fold(position, Offset::min) }
     }
 
     /// The update taken last is on disk.

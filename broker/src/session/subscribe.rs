@@ -9,7 +9,6 @@ use super::{Event, Moment, Session};
 use crate::codec::{
     Packet, Property, Reason, RetainHandling, SubAck, Subscribe, SubscribeFilter, UnsubAck, Unsubscribe, Version,
 };
-use crate::log::sessions::StoredSubscription;
 use crate::message::QoS;
 use crate::topic::TopicFilter;
 
@@ -44,9 +43,6 @@ impl Session {
         retained: &mut Vec<TopicFilter>,
     ) -> Result<Reason, Reason> {
         let filter = TopicFilter::parse(wish.filter.as_str()).map_err(|_| Reason::TopicFilterInvalid)?;
-        if filter.share_group().is_some() {
-            return Err(Reason::SharedSubscriptionsNotSupported);
-        }
         if !self.authorize.may_subscribe(&self.identity, &filter) {
             return Err(Reason::NotAuthorized);
         }
@@ -70,24 +66,13 @@ impl Session {
             since,
             slot: known.and_then(|known| known.slot),
         });
-        if let Some(persist) = &mut self.persist {
-            let stored = StoredSubscription {
-                filter: filter.clone(),
-                qos: options.qos,
-                no_local: options.no_local,
-                retain_as_published: options.retain_as_published,
-                identifier,
-                since,
-            };
-            let update = persist.update();
-            update.filter_bytes += if before.is_none() { bytes_of(&filter) } else { 0 };
-            // The last one counts.
-            update.unsubscribed.retain(|gone| **gone != *filter.as_written());
-            update.subscribed.push(stored);
-        }
+        self.store_subscribed(&filter, before.is_none());
         self.outbound.follow_log(self.subscriptions.read_log(), moment.head);
         self.events.push_back(Event::Watch { filter: filter.clone(), before, after: Some(options.qos) });
+        self.join_group(&filter, before.is_none());
         let send_retained = match options.retain_handling {
+            // [MQTT-4.8.2] says so of shared subscriptions.
+            _ if filter.share_group().is_some() => false,
             RetainHandling::Always => true,
             RetainHandling::IfNew => before.is_none(),
             RetainHandling::Never => false,
@@ -143,6 +128,7 @@ impl Session {
             let reason = match self.subscriptions.remove(filter.as_str()) {
                 Some(gone) => {
                     self.store_unsubscribed(&gone.filter);
+                    self.leave_group(&gone.filter);
                     let before = Some(gone.qos);
                     self.events.push_back(Event::Watch { filter: gone.filter, before, after: None });
                     Reason::Success
@@ -160,6 +146,17 @@ impl Session {
         match &mut self.persist {
             Some(persist) => persist.hold(Held::UnsubAck(unsuback)),
             None => self.send(&Packet::UnsubAck(unsuback)),
+        }
+    }
+
+    fn store_subscribed(&mut self, filter: &TopicFilter, is_new: bool) {
+        if let (Some(persist), Some(subscription)) = (&mut self.persist, self.subscriptions.get(filter)) {
+            let update = persist.update();
+            update.filter_bytes += if is_new { bytes_of(filter) } else { 0 };
+            // The last one counts.
+            update.unsubscribed.retain(|gone| **gone != *filter.as_written());
+            update.subscribed.retain(|stored| stored.filter != *filter);
+            update.subscribed.push(subscription.to_store());
         }
     }
 

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::log::Offset;
+use crate::log::sessions::StoredSubscription;
 use crate::message::QoS;
 use crate::topic::{TopicFilter, TopicName};
 
@@ -31,6 +32,14 @@ pub(super) struct Subscription {
     /// Messages of the log before this one are not for it.
     pub(super) since: Offset,
     pub(super) slot: Option<Slot>,
+}
+
+impl Subscription {
+    /// As the store has it.
+    pub(super) fn to_store(&self) -> StoredSubscription {
+        let Subscription { filter, qos, no_local, retain_as_published, identifier, since, .. } = self.clone();
+        StoredSubscription { filter, qos, no_local, retain_as_published, identifier, since }
+    }
 }
 
 /// What several matching subscriptions make of a message together.
@@ -58,6 +67,9 @@ struct Remembered {
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions {
     list: Vec<Subscription>,
+    /// Those of them that are shared; empty for most clients.
+    shared: Vec<TopicFilter>,
+    shared_by_id: HashMap<u32, (TopicName, Arc<[TopicFilter]>)>,
     by_id: HashMap<u32, Remembered>,
     by_name: HashMap<TopicName, Option<Arc<Decision>>>,
 }
@@ -71,9 +83,27 @@ impl Subscriptions {
         self.list.iter().find(|subscription| subscription.filter == *filter)
     }
 
-    /// Whether any subscription reads the log.
+    /// Whether any subscription reads the log; a shared one does, since its messages are given out there.
     pub(super) fn read_log(&self) -> bool {
-        self.list.iter().any(|subscription| subscription.qos > QoS::AtMostOnce)
+        !self.shared.is_empty() || self.list.iter().any(|subscription| subscription.qos > QoS::AtMostOnce)
+    }
+
+    /// The shared subscriptions that want a message of the log.
+    pub(super) fn shared_wanting(&mut self, topic_id: u32, topic: &TopicName) -> Arc<[TopicFilter]> {
+        if let Some((_, filters)) = self.shared_by_id.get(&topic_id).filter(|(same, _)| same == topic) {
+            return Arc::clone(filters);
+        }
+        let filters: Arc<[TopicFilter]> = self.shared.iter().filter(|filter| filter.matches(topic)).cloned().collect();
+        if self.shared_by_id.len() >= DECISIONS_MAX {
+            self.shared_by_id.clear();
+        }
+        self.shared_by_id.insert(topic_id, (topic.clone(), Arc::clone(&filters)));
+        filters
+    }
+
+    /// Whether any subscription is shared.
+    pub(super) fn has_shared(&self) -> bool {
+        !self.shared.is_empty()
     }
 
     /// Adds a subscription or replaces the one with the same filter, which is returned.
@@ -82,6 +112,9 @@ impl Subscriptions {
         match self.list.iter_mut().find(|known| known.filter == subscription.filter) {
             Some(known) => Some(std::mem::replace(known, subscription)),
             None => {
+                if subscription.filter.share_group().is_some() {
+                    self.shared.push(subscription.filter.clone());
+                }
                 self.list.push(subscription);
                 None
             }
@@ -91,6 +124,7 @@ impl Subscriptions {
     pub(super) fn remove(&mut self, filter: &str) -> Option<Subscription> {
         let index = self.list.iter().position(|subscription| subscription.filter.as_written() == filter)?;
         self.forget();
+        self.shared.retain(|shared| shared.as_written() != filter);
         Some(self.list.swap_remove(index))
     }
 
@@ -104,6 +138,7 @@ impl Subscriptions {
     fn forget(&mut self) {
         self.by_id.clear();
         self.by_name.clear();
+        self.shared_by_id.clear();
     }
 
     /// For a message of the log.
@@ -154,8 +189,8 @@ impl Subscriptions {
     }
 
     fn decide(&self, topic: &TopicName, counts: impl Fn(&Subscription) -> bool) -> Option<Arc<Decision>> {
-        let mut matching =
-            self.list.iter().filter(|subscription| counts(subscription) && subscription.filter.matches(topic));
+        let own = self.list.iter().filter(|subscription| subscription.filter.share_group().is_none());
+        let mut matching = own.filter(|subscription| counts(subscription) && subscription.filter.matches(topic));
         let first = matching.next()?;
         let mut identifiers: Vec<u32> = first.identifier.into_iter().collect();
         let mut decision = Decision {

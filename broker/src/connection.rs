@@ -22,7 +22,6 @@ use tokio::time::{Sleep, sleep_until, timeout};
 use crate::auth::Login;
 use crate::clock;
 use crate::codec::{Connect, Decoder, Reason};
-use crate::live::Channels;
 use crate::log::Offset;
 use crate::message::Message;
 use crate::registry::Place;
@@ -93,8 +92,8 @@ struct Connection<S> {
 
 /// A publisher is not read for a moment, because others cannot keep up with its QoS 0 messages.
 struct Pause {
-    /// Until their subscribers have caught up.
-    channels: Channels,
+    /// Until the subscribers' tasks have caught up.
+    for_room: bool,
     /// But no longer.
     until: Instant,
 }
@@ -119,7 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             decoder: Decoder::server(hub.limits.packet_bytes_max),
             input: BytesMut::new(),
             appends: Appends::default(),
-            feed: Feed::new(&hub.live),
+            feed: Feed::default(),
             head: hub.log.watch_head(),
             stranger: Some(stranger),
             place: None,
@@ -158,27 +157,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Hands the packets that are there to the session.
     fn decode(&mut self, moment: Moment) {
-        if self.pause.is_some() {
-            return;
-        }
-        while self.session.wants_packets() {
-            match self.decoder.decode(&mut self.input) {
-                Ok(Some(packet)) => self.session.handle(packet, moment),
-                Ok(None) => break,
-                Err(error) => self.session.malformed(error, self.decoder.version()),
+        while self.pause.is_none() {
+            while self.session.wants_packets() {
+                match self.decoder.decode(&mut self.input) {
+                    Ok(Some(packet)) => self.session.handle(packet, moment),
+                    Ok(None) => break,
+                    Err(error) => self.session.malformed(error, self.decoder.version()),
+                }
             }
+            let volatile = self.session.take_volatile();
+            if volatile.is_empty() {
+                return;
+            }
+            self.publish_volatile(volatile, moment);
         }
-        let volatile = self.session.take_volatile();
-        if volatile.is_empty() {
-            return;
-        }
+    }
+
+    fn publish_volatile(&mut self, volatile: Vec<Message>, moment: Moment) {
         count(&self.hub.counters.received_volatile, volatile.len() as u64);
         let logged = self.log_telemetry(&volatile, moment);
-        let channels = self.hub.live.publish(&volatile);
-        if channels != [0; 2] {
-            self.pause = Some(Pause { channels, until: moment.at + PACE_PAUSE_MAX });
+        if self.hub.live.publish(volatile) {
+            self.pause = Some(Pause { for_room: true, until: moment.at + PACE_PAUSE_MAX });
         } else if !logged {
-            self.pause = Some(Pause { channels, until: moment.at + LOG_PAUSE });
+            self.pause = Some(Pause { for_room: false, until: moment.at + LOG_PAUSE });
         }
     }
 
@@ -220,10 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         while let Some(event) = self.session.poll_event() {
             match event {
                 Event::Connect(connect) => self.connect(&connect).await,
-                Event::Watch { filter, before, after } => {
-                    let slot = self.feed.watch(&self.hub.live, &filter, before, after);
-                    self.session.live_changed(&filter, slot);
-                }
+                Event::Watch { filter, qos } => self.feed.watch(&self.hub.live, &filter, qos),
                 Event::FetchRetained(filter) => {
                     self.retained_is_current().await;
                     let messages = self.hub.log.retained().matching(&filter);
@@ -233,13 +231,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Event::Will(will) => self.will = Some(will),
                 Event::Close => self.closed = true,
             }
-        }
-        self.feed.apply(&self.hub.live);
-        if self.session.awaits_live() && self.feed.is_ready(Instant::now()) {
-            self.session.live_ready();
-            let moment = self.moment();
-            self.session.pump(moment);
-            Box::pin(self.handle_events()).await;
         }
     }
 
@@ -300,7 +291,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         tokio::select! {
             progress = self.io.progress(&mut self.input, self.session.output(), reads) => Wake::Io(progress),
             outcome = self.appends.next(), if !self.appends.is_empty() => Wake::Appended(outcome),
-            fed = self.feed.next(&self.hub.live) => Wake::Fed(fed),
+            fed = self.feed.next() => Wake::Fed(fed),
             () = pause(&self.hub, &self.pause), if self.pause.is_some() => {
                 self.pause = None;
                 Wake::Look
@@ -318,11 +309,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// The timer only ever moves when a deadline is nearer than before; a later one is found when it fires.
     fn arm_timer(&mut self) {
-        let deadlines = [
-            self.session.poll_timeout(),
-            self.feed.deadline(),
-            self.io.stalled_since().map(|since| since + WRITE_STALL_MAX),
-        ];
+        let deadlines = [self.session.poll_timeout(), self.io.stalled_since().map(|since| since + WRITE_STALL_MAX)];
         let Some(deadline) = deadlines.into_iter().flatten().min() else { return };
         if self.timer_at.is_none_or(|at| deadline < at) {
             self.timer.as_mut().reset(deadline.into());
@@ -354,7 +341,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ok(_) => {
                 count(&self.hub.counters.received_durable, outcome.rows as u64);
                 self.session.committed(outcome.rows, Reason::Success);
-                self.hub.live.publish(&outcome.live);
+                self.hub.live.publish(outcome.live);
             }
             Err(error) => {
                 let reason = appends::reason(&error);
@@ -369,7 +356,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Ends what the session began: publishes to disk, the will, the client's place, the last bytes.
     async fn finish(mut self) {
-        self.feed.close(&self.hub.live).await;
+        self.feed.close();
         if timeout(FINISH_MAX, self.settle()).await.is_err() {
             tracing::warn!(client = %self.session.identity().client_id, "publishes or the will of a closed connection were not on disk in time");
         }
@@ -402,7 +389,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return;
             }
         }
-        self.hub.live.publish(&[will]);
+        self.hub.live.publish(vec![will]);
     }
 
     fn count_end(&mut self) {
@@ -424,8 +411,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
 async fn pause(hub: &Hub, pause: &Option<Pause>) {
     match pause {
-        Some(Pause { channels: [0, 0], until }) => sleep_until((*until).into()).await,
-        Some(Pause { channels, until }) => hub.live.caught_up(*channels, *until).await,
+        Some(Pause { for_room: true, until }) => hub.live.room(*until).await,
+        Some(Pause { for_room: false, until }) => sleep_until((*until).into()).await,
         None => {}
     }
 }

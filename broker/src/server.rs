@@ -1,8 +1,8 @@
 //! The broker as a whole: the accept loop, what connections share, start and shutdown.
 //!
-//! Owns the listening socket and the tasks: one per connection, one for the watchdog of live fan-out, and the accept loop
-//! that joins them all. Shutdown order: stop accepting; every connection gets DISCONNECT 0x8B, hands its publishes and
-//! its will to the log, and ends; then the watchdog. The log is its owner's to close, afterwards.
+//! Owns the listening socket and the tasks: one per connection, and the accept loop that joins them all. Shutdown order:
+//! stop accepting; every connection gets DISCONNECT 0x8B, hands its publishes and its will to the log, and ends. The log
+//! is its owner's to close, afterwards.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use crate::auth::{AllowAll, Authenticator, Authorize, Users};
 use crate::clock;
 use crate::connection;
 use crate::limits::Limits;
-use crate::live::{self, Live};
+use crate::live::Live;
 use crate::log::{Append, AppendError, Log, Offset};
 use crate::message::{Message, QoS};
 use crate::registry::Registry;
@@ -102,7 +102,6 @@ impl Hub {
         BrokerStats {
             clients: self.registry.len() as u64,
             fan_out_dropped: self.live.dropped(),
-            fan_out_restarts: self.live.rebuilt(),
             ..self.counters.read()
         }
     }
@@ -125,7 +124,6 @@ pub struct Broker {
     local_addr: SocketAddr,
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
-    watchdog: JoinHandle<()>,
 }
 
 impl Broker {
@@ -140,25 +138,20 @@ impl Broker {
             _ => BindError::Listen { address, source },
         })?;
         let local_addr = listener.local_addr().map_err(|source| BindError::Listen { address, source })?;
-        let live = Live::start(config.limits.connections_max).await;
         let hub = Arc::new(Hub {
             limits: Arc::new(config.limits),
             authorize: config.authorize,
             authenticator: Authenticator::new(config.users),
             telemetry: config.telemetry,
             log,
-            live: live.clone(),
+            live: Live::default(),
             registry: Arc::default(),
             counters: Counters::default(),
             numbers: AtomicU32::new(1),
         });
         let stop = watch::Sender::new(false);
         let accepting = tokio::spawn(accept(Arc::clone(&hub), listener, stop.subscribe()));
-        let mut stopped = stop.subscribe();
-        let watchdog = tokio::spawn(live::watch(live, async move {
-            let _ = stopped.wait_for(|stop| *stop).await;
-        }));
-        Ok(Broker { hub, local_addr, stop, accepting, watchdog })
+        Ok(Broker { hub, local_addr, stop, accepting })
     }
 
     /// Where it listens.
@@ -179,15 +172,8 @@ impl Broker {
     /// Stops accepting, disconnects every client (0x8B in MQTT 5), and joins all tasks.
     pub async fn shutdown(self) {
         self.stop.send_replace(true);
-        // Either ended by panic only; there is nothing left to stop then.
+        // It ended by panic only; there is nothing left to stop then.
         let _ = self.accepting.await;
-        let _ = self.watchdog.await;
-    }
-
-    /// Crashes live fan-out, for tests of its watchdog.
-    #[doc(hidden)]
-    pub fn crash_fan_out(&self) {
-        self.hub.live.crash_router();
     }
 }
 
@@ -208,7 +194,7 @@ impl Publisher {
         message.origin = 0;
         let append = Append { message: message.clone(), log: true, received_us: clock::now_us() };
         let offset = self.hub.log.append(vec![append]).await?;
-        self.hub.live.publish(&[message]);
+        self.hub.live.publish(vec![message]);
         Ok(offset)
     }
 
@@ -226,7 +212,7 @@ impl Publisher {
         {
             tracing::warn!(topic = %message.topic, %error, "a volatile message is not retained");
         }
-        self.hub.live.publish(&[message]);
+        self.hub.live.publish(vec![message]);
     }
 }
 

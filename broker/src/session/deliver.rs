@@ -8,21 +8,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Event, Moment, Session, Slot};
+use super::{Event, Moment, Session};
 use crate::codec::{Ack, MessageProperties, Outgoing, Packet, PacketId, Reason, Version};
 use crate::limits::Limits;
 use crate::log::{LogMessage, Offset};
 use crate::message::{Message, QoS};
 use crate::retained::RetainedMessage;
 use crate::topic::{TopicFilter, TopicName};
-
-/// A live message, as fan-out hands it over.
-#[derive(Debug, Clone)]
-pub(crate) struct Live {
-    pub(crate) message: Message,
-    /// Through which it came.
-    pub(crate) slot: Slot,
-}
 
 /// A QoS 1 or 2 message that the client has not finished.
 #[derive(Debug)]
@@ -193,8 +185,7 @@ impl Session {
 
     /// Sends what may be sent; to be called when the window opened or output was taken.
     pub(crate) fn pump(&mut self, moment: Moment) {
-        // What a subscription brings comes after its SUBACK, though it need not. [MQTT-3.8.4]
-        if !self.is_open() || self.awaits_live() {
+        if !self.is_open() {
             return;
         }
         self.pump_retained(moment);
@@ -264,33 +255,36 @@ impl Session {
     }
 
     /// A live message.
-    pub(crate) fn deliver_live(&mut self, live: &Live, moment: Moment) {
+    pub(crate) fn deliver_live(&mut self, message: &Message, moment: Moment) {
         if !self.is_open() {
             return;
         }
-        let message = &live.message;
         let from_me = message.origin == self.number;
         let Some(decision) = self.subscriptions.decide_live(&message.topic, from_me) else { return };
-        // QoS 1 and 2 come from the log, and what several slots carry is delivered once.
-        if message.qos.min(decision.qos) > QoS::AtMostOnce || decision.slot != Some(live.slot) {
+        // QoS 1 and 2 come from the log.
+        if message.qos.min(decision.qos) == QoS::AtMostOnce {
+            self.publish_live(message, decision.retain_as_published, &decision.identifiers, moment);
+        }
+    }
+
+    /// A live message for the subscription to `filter` alone.
+    pub(crate) fn deliver_live_for(&mut self, filter: &TopicFilter, message: &Message, moment: Moment) {
+        if !self.is_open() {
             return;
         }
+        let Some(subscription) = self.subscriptions.get(filter) else { return };
+        let (retain_as_published, identifier) = (subscription.retain_as_published, subscription.identifier);
+        self.publish_live(message, retain_as_published, identifier.as_slice(), moment);
+    }
+
+    fn publish_live(&mut self, message: &Message, retain_as_published: bool, identifiers: &[u32], moment: Moment) {
         if self.output.len() >= self.limits.outbound_bytes_max {
             self.outbound.counts.skipped += 1;
             return;
         }
-        let envelope = Envelope {
-            qos: QoS::AtMostOnce,
-            retain: message.retain && decision.retain_as_published,
-            identifiers: &decision.identifiers,
-            received_us: 0,
-        };
+        let retain = message.retain && retain_as_published;
+        let envelope = Envelope { qos: QoS::AtMostOnce, retain, identifiers, received_us: 0 };
         self.publish(message, &envelope, moment);
-    }
-
-    /// Live messages that fan-out lost on the way here.
-    pub(crate) fn count_skipped(&mut self, count: u64) {
-        self.outbound.counts.skipped += count;
     }
 
     /// The counts since the last call.

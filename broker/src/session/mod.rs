@@ -31,9 +31,7 @@ use crate::log::Offset;
 use crate::message::{Message, QoS};
 use crate::topic::TopicFilter;
 
-pub(crate) use deliver::Live;
 pub(crate) use publish::Durable;
-pub(crate) use subscriptions::{SLOTS, Slot};
 
 /// What the shell knows about the world when it calls.
 #[derive(Debug, Clone, Copy)]
@@ -51,8 +49,9 @@ pub(crate) struct Moment {
 pub(crate) enum Event {
     /// Authenticate, take over, then [`Session::accept`] or [`Session::refuse`].
     Connect(Box<Connect>),
-    /// The QoS that live fan-out of this filter is wanted with changed; then [`Session::live_changed`].
-    Watch { filter: TopicFilter, before: Option<QoS>, after: Option<QoS> },
+    /// The subscription to this filter has this QoS from now on; `None`: it ended. To be handled before the output is
+    /// sent, so that live messages published after the SUBACK come.
+    Watch { filter: TopicFilter, qos: Option<QoS> },
     /// Answer with [`Session::retained`].
     FetchRetained(TopicFilter),
     /// Append, if it is durable, and fan out; the connection did not end well.
@@ -120,7 +119,6 @@ pub(crate) struct Session {
     inbound: publish::Inbound,
     outbound: deliver::Outbound,
     subscriptions: subscriptions::Subscriptions,
-    pending_subacks: Vec<subscribe::PendingSubAck>,
 }
 
 impl Session {
@@ -144,7 +142,6 @@ impl Session {
             output: BytesMut::new(),
             events: VecDeque::new(),
             subscriptions: subscriptions::Subscriptions::default(),
-            pending_subacks: Vec::new(),
         }
     }
 
@@ -248,11 +245,11 @@ impl Session {
         self.deadline = self.keep_alive.map(|keep_alive| now + keep_alive);
     }
 
-    /// Whether [`Session::handle`] may be called. False while the shell decides, after the end, and while the client has
-    /// filled what the limits give it.
+    /// Whether [`Session::handle`] may be called. False while the shell decides or has events to handle, after the end,
+    /// and while the client has filled what the limits give it.
     pub(crate) fn wants_packets(&self) -> bool {
         let open = matches!(self.phase, Phase::Connecting | Phase::Open);
-        open && self.pending_subacks.is_empty()
+        open && self.events.is_empty()
             && self.output.len() < self.limits.outbound_bytes_max
             && self.inbound.has_room(&self.limits)
     }

@@ -1,22 +1,15 @@
 //! SUBSCRIBE and UNSUBSCRIBE. [MQTT-3.8], [MQTT-3.10]
 //!
-//! A SUBACK waits until live fan-out delivers to its filters ([`Session::live_ready`]), so that what is published after
-//! it is delivered.
+//! The shell handles [`Event::Watch`] before it sends the SUBACK, and no packet is taken in between
+//! ([`Session::wants_packets`]), so that what is published after it is delivered.
 
-use super::subscriptions::{Slot, Subscription};
+use super::subscriptions::Subscription;
 use super::{Event, Moment, Session};
 use crate::codec::{
     Packet, Property, Reason, RetainHandling, SubAck, Subscribe, SubscribeFilter, UnsubAck, Unsubscribe, Version,
 };
 use crate::message::QoS;
 use crate::topic::TopicFilter;
-
-/// A SUBACK that waits for live fan-out, and the filters whose retained messages follow it.
-#[derive(Debug)]
-pub(super) struct PendingSubAck {
-    suback: SubAck,
-    retained: Vec<TopicFilter>,
-}
 
 impl Session {
     pub(super) fn on_subscribe(&mut self, subscribe: Subscribe, moment: Moment) {
@@ -31,7 +24,8 @@ impl Session {
             .map(|wish| self.subscribe(wish, identifier, moment, &mut retained).unwrap_or_else(|reason| reason))
             .collect();
         let suback = SubAck { packet_id: subscribe.packet_id, properties: Vec::new(), reasons };
-        self.pending_subacks.push(PendingSubAck { suback, retained });
+        self.send(&Packet::SubAck(suback));
+        self.outbound.want_retained(retained);
     }
 
     fn subscribe(
@@ -63,10 +57,9 @@ impl Session {
             retain_as_published: options.retain_as_published,
             identifier,
             since,
-            slot: known.and_then(|known| known.slot),
         });
         self.outbound.follow_log(self.subscriptions.read_log(), moment.head);
-        self.events.push_back(Event::Watch { filter: filter.clone(), before, after: Some(options.qos) });
+        self.events.push_back(Event::Watch { filter: filter.clone(), qos: Some(options.qos) });
         let send_retained = match options.retain_handling {
             RetainHandling::Always => true,
             RetainHandling::IfNew => before.is_none(),
@@ -82,34 +75,12 @@ impl Session {
         })
     }
 
-    /// Live fan-out sends this filter's messages through `slot` from now on; `None` if not at all.
-    pub(crate) fn live_changed(&mut self, filter: &TopicFilter, slot: Option<Slot>) {
-        self.subscriptions.set_slot(filter, slot);
-    }
-
-    /// Whether a SUBACK waits for [`Session::live_ready`].
-    pub(crate) fn awaits_live(&self) -> bool {
-        !self.pending_subacks.is_empty()
-    }
-
-    /// Live fan-out delivers to all filters that were announced to it.
-    pub(crate) fn live_ready(&mut self) {
-        for PendingSubAck { suback, retained } in std::mem::take(&mut self.pending_subacks) {
-            if !self.is_open() {
-                return;
-            }
-            self.send(&Packet::SubAck(suback));
-            self.outbound.want_retained(retained);
-        }
-    }
-
     pub(super) fn on_unsubscribe(&mut self, unsubscribe: Unsubscribe) {
         let mut reasons = Vec::with_capacity(unsubscribe.filters.len());
         for filter in &unsubscribe.filters {
             let reason = match self.subscriptions.remove(filter.as_str()) {
                 Some(gone) => {
-                    let before = Some(gone.qos);
-                    self.events.push_back(Event::Watch { filter: gone.filter, before, after: None });
+                    self.events.push_back(Event::Watch { filter: gone.filter, qos: None });
                     Reason::Success
                 }
                 None => Reason::NoSubscriptionExisted,

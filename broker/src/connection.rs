@@ -285,13 +285,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let now = Instant::now();
         let reads = self.session.wants_packets() && self.pause.is_none();
         self.session.hold_keep_alive(!reads, now);
-        self.arm_timer();
+        let takes_live = self.feed.takes_live(self.session.output().len(), now);
+        self.arm_timer(now);
         let waits_for_head = self.feed.waits_for_head(&self.session);
         let place = self.place.as_mut();
         tokio::select! {
             progress = self.io.progress(&mut self.input, self.session.output(), reads) => Wake::Io(progress),
             outcome = self.appends.next(), if !self.appends.is_empty() => Wake::Appended(outcome),
-            fed = self.feed.next() => Wake::Fed(fed),
+            fed = self.feed.next(takes_live) => Wake::Fed(fed),
             () = pause(&self.hub, &self.pause), if self.pause.is_some() => {
                 self.pause = None;
                 Wake::Look
@@ -308,8 +309,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// The timer only ever moves when a deadline is nearer than before; a later one is found when it fires.
-    fn arm_timer(&mut self) {
-        let deadlines = [self.session.poll_timeout(), self.io.stalled_since().map(|since| since + WRITE_STALL_MAX)];
+    fn arm_timer(&mut self, now: Instant) {
+        let deadlines = [
+            self.session.poll_timeout(),
+            self.feed.deadline(now),
+            self.io.stalled_since().map(|since| since + WRITE_STALL_MAX),
+        ];
         let Some(deadline) = deadlines.into_iter().flatten().min() else { return };
         if self.timer_at.is_none_or(|at| deadline < at) {
             self.timer.as_mut().reset(deadline.into());

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::codec::Reason;
 use crate::live::{Batch, Live, Reader};
@@ -14,6 +15,14 @@ use crate::topic::TopicFilter;
 
 /// Messages and bytes that are read from the log at a time and held until they are delivered.
 const FETCH: FetchLimit = FetchLimit { rows: 500, bytes: 256 * 1024 };
+
+/// Live messages are not taken while so many bytes wait to be sent: a client that reads gets them out soon, and its
+/// publishers are held back meanwhile rather than messages skipped.
+const OUTPUT_AHEAD_BYTES: usize = 64 * 1024;
+
+/// But no longer than this: a client that has not got them out by then is slow. Until it has, its messages are taken, and
+/// skipped when its output is full, so that it holds nobody back.
+const OUTPUT_AHEAD_MAX: Duration = Duration::from_millis(10);
 
 type Fetching = Pin<Box<dyn Future<Output = Result<Fetched, ReadError>> + Send>>;
 
@@ -28,6 +37,8 @@ pub(super) struct Feed {
     fetching: Option<Fetching>,
     /// From the first subscription on.
     reader: Option<Reader>,
+    /// Since when there is more output than [`OUTPUT_AHEAD_BYTES`].
+    ahead_since: Option<Instant>,
 }
 
 impl Feed {
@@ -52,14 +63,28 @@ impl Feed {
         self.fetching.is_none() && session.wants_log().is_some()
     }
 
-    /// What comes next from the log or live. May be dropped and called again at any time.
-    pub(super) async fn next(&mut self) -> Fed {
+    /// Whether live messages are taken, with so many bytes to be sent.
+    pub(super) fn takes_live(&mut self, output_bytes: usize, now: Instant) -> bool {
+        if self.reader.is_none() || output_bytes < OUTPUT_AHEAD_BYTES {
+            self.ahead_since = None;
+            return true;
+        }
+        now >= *self.ahead_since.get_or_insert(now) + OUTPUT_AHEAD_MAX
+    }
+
+    /// When live messages are taken again at the latest.
+    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
+        self.ahead_since.map(|since| since + OUTPUT_AHEAD_MAX).filter(|deadline| now < *deadline)
+    }
+
+    /// What comes next from the log, or live if that is taken. May be dropped and called again at any time.
+    pub(super) async fn next(&mut self, takes_live: bool) -> Fed {
         tokio::select! {
             fetched = fetched(&mut self.fetching) => {
                 self.fetching = None;
                 Fed::Fetched(fetched)
             }
-            batches = next_of(&mut self.reader) => Fed::Live(batches),
+            batches = next_of(&mut self.reader), if takes_live => Fed::Live(batches),
         }
     }
 

@@ -1,9 +1,10 @@
 //! How many messages a second the broker takes and delivers, over loopback TCP with plain sockets.
 //!
 //! `cargo run --release -p millwright-broker --example throughput -- [--publishers 10] [--in-flight 100] [--subscribers 1]
-//! [--qos 1] [--subscribe-qos 1] [--bytes 128] [--seconds 5] [--delay-ms 0] [--rate 0] [--connect HOST:PORT]`
+//! [--qos 1] [--subscribe-qos 1] [--bytes 128] [--seconds 5] [--delay-ms 0] [--rate 0] [--connect HOST:PORT] [--serve HOST:PORT]`
 //!
-//! Everything runs in one process unless `--connect` names a broker. Publishers keep `in-flight` messages unacknowledged
+//! Everything runs in one process unless `--connect` names a broker; with `--serve` there is only the broker, until its
+//! standard input ends. Publishers keep `in-flight` messages unacknowledged
 //! at QoS 1, and write as fast as the socket takes at QoS 0. Each has its own topic. With `--rate` all publishers together
 //! send so many messages a second, one at a time, and the time from publishing to PUBACK and to the subscriber is printed.
 #![allow(clippy::print_stdout)]
@@ -255,7 +256,8 @@ async fn main() -> anyhow::Result<()> {
         Some(_) => None,
         None => {
             let log = Log::open(LogConfig { commit_delay, ..LogConfig::new(&dir) })?.log;
-            let config = BrokerConfig { listen: ([127, 0, 0, 1], 0).into(), ..BrokerConfig::default() };
+            let listen = options.0.get("serve").map_or(Ok(([127, 0, 0, 1], 0).into()), |addr| addr.parse())?;
+            let config = BrokerConfig { listen, ..BrokerConfig::default() };
             Some((Broker::bind(config, log.clone()).await?, log))
         }
     };
@@ -265,6 +267,10 @@ async fn main() -> anyhow::Result<()> {
         (None, None) => bail!("no broker"),
     };
 
+    if options.0.contains_key("serve") {
+        tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
+        return finish(gateway, &dir).await;
+    }
     let counts = Arc::new(Counts::default());
     let mut tasks = Vec::new();
     for number in 0..subscribers {
@@ -314,16 +320,18 @@ async fn main() -> anyhow::Result<()> {
         let (acknowledged, delivered) = (percentiles(&counts.acknowledged_us), percentiles(&counts.delivered_us));
         println!("to PUBACK: {acknowledged}; to the subscriber: {delivered}");
     }
-    if let Some((broker, log)) = gateway {
-        println!("{:?}", broker.stats());
-        for task in tasks {
-            task.abort();
-        }
-        broker.shutdown().await;
-        log.close();
-        std::fs::remove_dir_all(&dir)?;
+    for task in tasks {
+        task.abort();
     }
-    Ok(())
+    finish(gateway, &dir).await
+}
+
+async fn finish(gateway: Option<(Broker, Log)>, dir: &std::path::Path) -> anyhow::Result<()> {
+    let Some((broker, log)) = gateway else { return Ok(()) };
+    println!("{:?}; peak RSS {} MiB", broker.stats(), peak_rss_mib());
+    broker.shutdown().await;
+    log.close();
+    Ok(std::fs::remove_dir_all(dir)?)
 }
 
 fn peak_rss_mib() -> u64 {

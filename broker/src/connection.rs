@@ -23,13 +23,13 @@ use tokio::time::{Sleep, sleep_until, timeout};
 use crate::clock;
 use crate::codec::{Decoder, Reason};
 use crate::keeper;
-use crate::live::Channels;
 use crate::log::{AppendError, Offset, SessionCursor};
 use crate::message::Message;
 use crate::registry::Place;
 use crate::server::{Hub, Stranger};
 use crate::session::{Ended, Event, Moment, Session};
 use crate::stats::count;
+use crate::topic::TopicFilter;
 use appends::Appends;
 use feed::Feed;
 use io::Io;
@@ -77,6 +77,8 @@ struct Connection<S> {
     appends: Appends,
     feed: Feed,
     head: watch::Receiver<Offset>,
+    /// Members of its groups gave messages back.
+    returned: watch::Receiver<u64>,
     /// Until the client is accepted.
     stranger: Option<Stranger>,
     /// From then on.
@@ -94,8 +96,8 @@ struct Connection<S> {
 
 /// A publisher is not read for a moment, because others cannot keep up with its QoS 0 messages.
 struct Pause {
-    /// Until their subscribers have caught up.
-    channels: Channels,
+    /// Until the subscribers' tasks have caught up.
+    for_room: bool,
     /// But no longer.
     until: Instant,
 }
@@ -123,8 +125,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             decoder: Decoder::server(hub.limits.packet_bytes_max),
             input: BytesMut::new(),
             appends: Appends::default(),
-            feed: Feed::new(&hub.live),
+            feed: Feed::default(),
             head: hub.log.watch_head(),
+            returned: hub.shares.watch_returned(),
             stranger: Some(stranger),
             place: None,
             stop,
@@ -154,7 +157,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.handle_events().await;
             self.append(moment);
             self.store(moment);
-            self.feed.fetch(&self.hub.log, &self.session, moment);
+            self.session.update_groups();
+            self.feed.fetch(&self.hub.log, &mut self.session, moment);
             self.feed.count(&mut self.session, &self.hub.counters);
             if self.closed {
                 return;
@@ -167,27 +171,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Hands the packets that are there to the session.
     fn decode(&mut self, moment: Moment) {
-        if self.pause.is_some() {
-            return;
-        }
-        while self.session.wants_packets() {
-            match self.decoder.decode(&mut self.input) {
-                Ok(Some(packet)) => self.session.handle(packet, moment),
-                Ok(None) => break,
-                Err(error) => self.session.malformed(error, self.decoder.version()),
+        while self.pause.is_none() {
+            while self.session.wants_packets() {
+                match self.decoder.decode(&mut self.input) {
+                    Ok(Some(packet)) => self.session.handle(packet, moment),
+                    Ok(None) => break,
+                    Err(error) => self.session.malformed(error, self.decoder.version()),
+                }
             }
+            let volatile = self.session.take_volatile();
+            if volatile.is_empty() {
+                return;
+            }
+            self.publish_volatile(volatile, moment);
         }
-        let volatile = self.session.take_volatile();
-        if volatile.is_empty() {
-            return;
-        }
+    }
+
+    fn publish_volatile(&mut self, volatile: Vec<Message>, moment: Moment) {
         count(&self.hub.counters.received_volatile, volatile.len() as u64);
         let logged = self.log_telemetry(&volatile, moment);
-        let channels = self.hub.live.publish(&volatile);
-        if channels != [0; 2] {
-            self.pause = Some(Pause { channels, until: moment.at + PACE_PAUSE_MAX });
+        if self.hub.publish_live(volatile) {
+            self.pause = Some(Pause { for_room: true, until: moment.at + PACE_PAUSE_MAX });
         } else if !logged {
-            self.pause = Some(Pause { channels, until: moment.at + LOG_PAUSE });
+            self.pause = Some(Pause { for_room: false, until: moment.at + LOG_PAUSE });
         }
     }
 
@@ -242,10 +248,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         while let Some(event) = self.session.poll_event() {
             match event {
                 Event::Connect(connect) => self.connect(&connect).await,
-                Event::Watch { filter, before, after } => {
-                    let slot = self.feed.watch(&self.hub.live, &filter, before, after);
-                    self.session.live_changed(&filter, slot);
-                }
+                Event::Join { filter, counts, is_new } => self.join(&filter, counts, is_new),
+                Event::Left { filter, counted } => self.hub.left(&filter, counted),
+                Event::Watch { filter, qos } => self.feed.watch(&self.hub.live, &filter, qos),
                 Event::FetchRetained(filter) => {
                     self.retained_is_current().await;
                     let messages = self.hub.log.retained().matching(&filter);
@@ -256,13 +261,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Event::Close => self.closed = true,
             }
         }
-        self.feed.apply(&self.hub.live);
-        if self.session.awaits_live() && self.feed.is_ready(Instant::now()) {
-            self.session.live_ready();
-            let moment = self.moment();
-            self.session.pump(moment);
-            Box::pin(self.handle_events()).await;
+    }
+
+    fn join(&mut self, filter: &TopicFilter, counts: bool, is_new: bool) {
+        let moment = self.moment();
+        let key = self.feed.key(&self.hub.live);
+        let (member, start) = self.hub.shares.join(filter, (self.session.number(), key), moment.head);
+        if counts && is_new {
+            self.hub.shares.count_stored(filter, moment.head, true);
         }
+        self.session.joined(member, start, counts, moment);
     }
 
     /// The log moves its head, then the retained messages, then announces the head. A subscription that begins at the
@@ -278,13 +286,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let now = Instant::now();
         let reads = self.session.wants_packets() && self.pause.is_none();
         self.session.hold_keep_alive(!reads, now);
-        self.arm_timer();
+        let takes_live = self.feed.takes_live(self.session.output().len(), now);
+        self.arm_timer(now);
         let waits_for_head = self.feed.waits_for_head(&self.session);
+        let is_sharing = self.session.is_sharing();
         let place = self.place.as_mut();
         tokio::select! {
             progress = self.io.progress(&mut self.input, self.session.output(), reads) => Wake::Io(progress),
             outcome = self.appends.next(), if !self.appends.is_empty() => Wake::Appended(outcome),
-            fed = self.feed.next(&self.hub.live) => Wake::Fed(fed),
+            fed = self.feed.next(takes_live) => Wake::Fed(fed),
             stored = stored(&mut self.storing), if self.storing.is_some() => {
                 self.storing = None;
                 Wake::Stored(stored)
@@ -294,6 +304,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Wake::Look
             }
             _ = self.head.changed(), if waits_for_head => Wake::Look,
+            _ = self.returned.changed(), if is_sharing => Wake::Look,
             () = &mut self.timer, if self.timer_at.is_some() => {
                 self.timer_at = None;
                 Wake::Look
@@ -305,10 +316,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// The timer only ever moves when a deadline is nearer than before; a later one is found when it fires.
-    fn arm_timer(&mut self) {
+    fn arm_timer(&mut self, now: Instant) {
         let deadlines = [
             self.session.poll_timeout(),
-            self.feed.deadline(),
+            self.feed.deadline(now),
             self.io.stalled_since().map(|since| since + WRITE_STALL_MAX),
         ];
         let Some(deadline) = deadlines.into_iter().flatten().min() else { return };
@@ -347,7 +358,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ok(_) => {
                 count(&self.hub.counters.received_durable, outcome.rows as u64);
                 self.session.committed(outcome.rows, Reason::Success);
-                self.hub.live.publish(&outcome.live);
+                self.hub.live.publish(outcome.live);
             }
             Err(error) => {
                 let reason = appends::reason(&error);
@@ -362,7 +373,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Ends what the session began: publishes to disk, the will, the client's place, the last bytes.
     async fn finish(mut self) {
-        self.feed.close(&self.hub.live).await;
+        self.feed.close();
         // While the log is full publishes wait; the session and the will need not wait for them for ever.
         let settled = timeout(FINISH_MAX, self.settle()).await.is_ok();
         if !timeout(FINISH_MAX, self.store_end()).await.is_ok_and(|()| settled) {
@@ -434,8 +445,8 @@ async fn stored(storing: &mut Option<Storing>) -> Result<(), AppendError> {
 
 async fn pause(hub: &Hub, pause: &Option<Pause>) {
     match pause {
-        Some(Pause { channels: [0, 0], until }) => sleep_until((*until).into()).await,
-        Some(Pause { channels, until }) => hub.live.caught_up(*channels, *until).await,
+        Some(Pause { for_room: true, until }) => hub.live.room(*until).await,
+        Some(Pause { for_room: false, until }) => sleep_until((*until).into()).await,
         None => {}
     }
 }

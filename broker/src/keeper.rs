@@ -83,10 +83,18 @@ async fn settle(hub: &Hub, due: &Due) -> Result<(), AppendError> {
 /// Ends a stored session for good: its will goes out, if one waits, and its rows go, in one commit. [MQTT-3.1.3-9]
 pub(crate) async fn end_session(hub: &Hub, id: SessionId, stored: Option<StoredSession>) -> Result<(), AppendError> {
     let end = SessionUpdate::end(id);
-    match stored.and_then(|stored| stored.will).filter(|will| will.due_us.is_some()) {
-        Some(will) => publish_will(hub, will.message, Some(end)).await,
-        None => hub.log.store_session(end).await,
+    let StoredSession { subscriptions, will, .. } = match stored {
+        Some(stored) => stored,
+        None => return hub.log.store_session(end).await,
+    };
+    match will.filter(|will| will.due_us.is_some()) {
+        Some(will) => publish_will(hub, will.message, Some(end)).await?,
+        None => hub.log.store_session(end).await?,
     }
+    for subscription in subscriptions.iter().filter(|it| it.filter.share_group().is_some()) {
+        hub.left(&subscription.filter, true);
+    }
+    Ok(())
 }
 
 /// Publishes a will; what its session has to store is in the same commit.
@@ -105,6 +113,6 @@ pub(crate) async fn publish_will(hub: &Hub, will: Message, session: Option<Sessi
     } else if let Some(session) = session {
         hub.log.store_session(session).await?;
     }
-    hub.live.publish(&[will]);
+    hub.publish_live(vec![will]);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The message as sessions, the log and the router hand it to each other.
+//! The message as sessions, the log and live fan-out hand it to each other.
 
 use bytes::Bytes;
 

@@ -1,8 +1,8 @@
 //! The broker as a whole: the accept loop, what connections share, start and shutdown.
 //!
-//! Owns the listening socket and the tasks: one per connection, one for the watchdog of live fan-out, and the accept loop
-//! that joins them all. Shutdown order: stop accepting; every connection gets DISCONNECT 0x8B, hands its publishes and
-//! its will to the log, and ends; then the watchdog. The log is its owner's to close, afterwards.
+//! Owns the listening socket and the tasks: one per connection, and the accept loop that joins them all. Shutdown order:
+//! stop accepting; every connection gets DISCONNECT 0x8B, hands its publishes and its will to the log, and ends. The log
+//! is its owner's to close, afterwards.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -19,10 +19,11 @@ use crate::clock;
 use crate::connection;
 use crate::keeper;
 use crate::limits::Limits;
-use crate::live::{self, Live};
+use crate::live::Live;
 use crate::log::{Append, AppendError, Log, Offset};
 use crate::message::{Message, QoS};
 use crate::registry::Registry;
+use crate::shares::Shares;
 use crate::stats::{BrokerStats, Counters, count};
 use crate::topic::TopicFilter;
 
@@ -96,6 +97,7 @@ pub(crate) struct Hub {
     pub(crate) telemetry: Vec<TopicFilter>,
     pub(crate) log: Log,
     pub(crate) live: Live,
+    pub(crate) shares: Shares,
     pub(crate) registry: Arc<Registry>,
     pub(crate) counters: Counters,
     numbers: AtomicU32,
@@ -106,8 +108,22 @@ impl Hub {
         BrokerStats {
             clients: self.registry.len() as u64,
             fan_out_dropped: self.live.dropped(),
-            fan_out_restarts: self.live.rebuilt(),
             ..self.counters.read()
+        }
+    }
+
+    /// Fans messages out live; true if the publisher should wait for [`Live::room`].
+    pub(crate) fn publish_live(&self, messages: Vec<Message>) -> bool {
+        self.shares.give_live(&self.live, &messages);
+        self.live.publish(messages)
+    }
+
+    /// A session left a group for good.
+    pub(crate) fn left(&self, filter: &TopicFilter, counted: bool) {
+        if counted {
+            self.shares.count_stored(filter, self.log.head(), false);
+        } else {
+            self.shares.tidy(filter);
         }
     }
 
@@ -129,7 +145,6 @@ pub struct Broker {
     local_addr: SocketAddr,
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
-    watchdog: JoinHandle<()>,
     keeper: JoinHandle<()>,
 }
 
@@ -145,26 +160,22 @@ impl Broker {
             _ => BindError::Listen { address, source },
         })?;
         let local_addr = listener.local_addr().map_err(|source| BindError::Listen { address, source })?;
-        let live = Live::start(config.limits.connections_max).await;
         let hub = Arc::new(Hub {
             limits: Arc::new(config.limits),
             authorize: config.authorize,
             authenticator: Authenticator::new(config.users),
             telemetry: config.telemetry,
+            shares: Shares::new(log.sessions().take_shared()),
             log,
-            live: live.clone(),
+            live: Live::default(),
             registry: Arc::default(),
             counters: Counters::default(),
             numbers: AtomicU32::new(1),
         });
         let stop = watch::Sender::new(false);
         let accepting = tokio::spawn(accept(Arc::clone(&hub), listener, stop.subscribe()));
-        let mut stopped = stop.subscribe();
-        let watchdog = tokio::spawn(live::watch(live, async move {
-            let _ = stopped.wait_for(|stop| *stop).await;
-        }));
         let keeper = tokio::spawn(keeper::run(Arc::clone(&hub), stop.subscribe()));
-        Ok(Broker { hub, local_addr, stop, accepting, watchdog, keeper })
+        Ok(Broker { hub, local_addr, stop, accepting, keeper })
     }
 
     /// Where it listens.
@@ -187,14 +198,7 @@ impl Broker {
         self.stop.send_replace(true);
         // Either ended by panic only; there is nothing left to stop then.
         let _ = self.accepting.await;
-        let _ = self.watchdog.await;
         let _ = self.keeper.await;
-    }
-
-    /// Crashes live fan-out, for tests of its watchdog.
-    #[doc(hidden)]
-    pub fn crash_fan_out(&self) {
-        self.hub.live.crash_router();
     }
 }
 
@@ -215,7 +219,7 @@ impl Publisher {
         message.origin = 0;
         let append = Append { message: message.clone(), log: true, received_us: clock::now_us() };
         let offset = self.hub.log.append(vec![append]).await?;
-        self.hub.live.publish(&[message]);
+        self.hub.publish_live(vec![message]);
         Ok(offset)
     }
 
@@ -233,7 +237,7 @@ impl Publisher {
         {
             tracing::warn!(topic = %message.topic, %error, "a volatile message is not retained");
         }
-        self.hub.live.publish(&[message]);
+        self.hub.publish_live(vec![message]);
     }
 }
 

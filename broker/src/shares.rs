@@ -17,7 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::live::{Live, ReaderKey};
 use crate::log::Offset;
+use crate::message::{Message, QoS};
 use crate::topic::TopicFilter;
 
 /// Messages that a member is given before it has come to them: few, so that one that stalls holds few.
@@ -59,6 +61,8 @@ struct State {
 #[derive(Debug)]
 struct Given {
     number: u32,
+    /// Where its live messages go.
+    reader: ReaderKey,
     ahead: VecDeque<Offset>,
     /// It has room for more.
     is_ready: bool,
@@ -84,6 +88,12 @@ impl Group {
 impl State {
     fn member(&mut self, number: u32) -> Option<&mut Given> {
         self.members.iter_mut().find(|given| given.number == number)
+    }
+
+    fn next_reader(&mut self) -> Option<ReaderKey> {
+        let index = self.turn % self.members.len().max(1);
+        self.turn = index + 1;
+        self.members.get(index).map(|given| given.reader)
     }
 
     /// The member that gets the next message: the next in turn that has room, else `asking`, which has.
@@ -126,7 +136,12 @@ impl Shares {
     }
 
     /// A client joins a group; gives its membership and where it has to read. A new group begins at `head`.
-    pub(crate) fn join(&self, filter: &TopicFilter, number: u32, head: Offset) -> (Member, Offset) {
+    pub(crate) fn join(
+        &self,
+        filter: &TopicFilter,
+        (number, reader): (u32, ReaderKey),
+        head: Offset,
+    ) -> (Member, Offset) {
         let mut groups = self.lock();
         let group = Arc::clone(groups.entry(filter.clone()).or_insert_with(|| self.group(head)));
         let mut state = group.lock();
@@ -135,12 +150,31 @@ impl Shares {
             state.returned.clear();
         }
         state.members.retain(|given| given.number != number);
-        state.members.push(Given { number, ahead: VecDeque::new(), is_ready: true });
+        state.members.push(Given { number, reader, ahead: VecDeque::new(), is_ready: true });
         let start = state.next;
         drop(state);
         drop(groups);
         let returned = self.returned.clone();
         (Member { filter: filter.clone(), group, number, was_ready: true, returned }, start)
+    }
+
+    /// Gives live messages to one member of each group that wants them: the next in turn that takes it.
+    pub(crate) fn give_live(&self, live: &Live, messages: &[Message]) {
+        let groups = self.lock();
+        if groups.is_empty() {
+            return;
+        }
+        for message in messages.iter().filter(|message| message.qos == QoS::AtMostOnce) {
+            for (filter, group) in groups.iter().filter(|(filter, _)| filter.matches(&message.topic)) {
+                let mut state = group.lock();
+                for _ in 0..state.members.len() {
+                    let Some(reader) = state.next_reader() else { break };
+                    if live.publish_to(reader, filter.clone(), message.clone()) {
+                        break;
+                    }
+                }
+            }
+        }
     }
 
     /// A stored session begins (`true`) or ceases to belong to a group.
@@ -267,6 +301,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn join(shares: &Shares, number: u32, head: u64) -> (Member, Offset) {
+        let reader = Live::default().reader().key();
+        shares.join(&filter(), (number, reader), Offset(head))
+    }
+
     fn filter() -> TopicFilter {
         TopicFilter::parse("$share/g/t").unwrap()
     }
@@ -280,8 +319,8 @@ mod tests {
     #[test]
     fn each_message_has_one_taker() {
         let shares = Shares::new(Vec::new());
-        let (one, start) = shares.join(&filter(), 1, Offset(5));
-        let (two, _) = shares.join(&filter(), 2, Offset(9));
+        let (one, start) = join(&shares, 1, 5);
+        let (two, _) = join(&shares, 2, 9);
         assert_eq!(start, Offset(5));
         assert_eq!(read(&one, 5, 11), [5, 7, 9]);
         assert_eq!(read(&two, 5, 13), [6, 8, 10, 12]);
@@ -293,8 +332,8 @@ mod tests {
     #[test]
     fn slow_members_are_passed_over() {
         let shares = Shares::new(Vec::new());
-        let (fast, _) = shares.join(&filter(), 1, Offset(1));
-        let (mut slow, _) = shares.join(&filter(), 2, Offset(1));
+        let (fast, _) = join(&shares, 1, 1);
+        let (mut slow, _) = join(&shares, 2, 1);
         let taken = read(&fast, 1, 101).len();
         assert_eq!(taken, 100 - GIVEN_MAX);
         slow.set_ready(false);
@@ -307,8 +346,8 @@ mod tests {
     fn messages_are_given_back() {
         let shares = Shares::new(Vec::new());
         let mut returned = shares.watch_returned();
-        let (one, _) = shares.join(&filter(), 1, Offset(1));
-        let (two, _) = shares.join(&filter(), 2, Offset(1));
+        let (one, _) = join(&shares, 1, 1);
+        let (two, _) = join(&shares, 2, 1);
         assert_eq!(read(&one, 1, 5), [1, 3]);
         two.give_back([Offset(2)]);
         assert_eq!(two.oldest_given(), Some(Offset(2)));
@@ -324,17 +363,17 @@ mod tests {
     #[test]
     fn groups_wait_for_stored_sessions() {
         let shares = Shares::new(vec![(filter(), Offset(7)), (filter(), Offset(4))]);
-        let (one, start) = shares.join(&filter(), 1, Offset(100));
+        let (one, start) = join(&shares, 1, 100);
         assert_eq!(start, Offset(4));
         one.passed(Offset(50));
         drop(one);
         shares.count_stored(&filter(), Offset(100), false);
-        let (one, start) = shares.join(&filter(), 1, Offset(100));
+        let (one, start) = join(&shares, 1, 100);
         assert_eq!(start, Offset(50));
         drop(one);
         shares.count_stored(&filter(), Offset(100), false);
         assert!(shares.lock().is_empty());
-        let (_one, start) = shares.join(&filter(), 1, Offset(100));
+        let (_one, start) = join(&shares, 1, 100);
         assert_eq!(start, Offset(100));
     }
 }

@@ -379,3 +379,131 @@ async fn sessions_go_on_while_the_log_is_full() {
     let mut client = resume(&gateway, Version::V5, "s").await;
     client.assert_quiet().await;
 }
+
+/// Every message of `topic` that comes until the client is quiet, acknowledged.
+async fn drain(client: &mut Client) -> Vec<String> {
+    client.send(&Packet::PingReq).await;
+    let mut got = Vec::new();
+    loop {
+        match client.recv().await {
+            Packet::Publish(publish) => {
+                got.push(payload(&publish).to_owned());
+                if let Some(packet_id) = publish.packet_id {
+                    let ack = Ack::new(packet_id, Reason::Success);
+                    let qos1 = publish.qos == QoS::AtLeastOnce;
+                    client.send(&if qos1 { Packet::PubAck(ack) } else { Packet::PubRec(ack) }).await;
+                }
+            }
+            Packet::PubRel(ack) => client.send(&Packet::PubComp(Ack::new(ack.packet_id, Reason::Success))).await,
+            Packet::PingResp => return got,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+// Each message of a group goes to one member, at every QoS, and all members get their share; another subscription of the
+// same client is apart from it. [MQTT-4.8.2-1]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_shares_its_messages() {
+    let gateway = Gateway::start().await;
+    let mut members = Vec::new();
+    for number in 0..3 {
+        let mut member = Client::connect(gateway.addr(), BOTH[number % 2], &format!("m{number}")).await;
+        assert_eq!(member.subscribe("$share/g/t/+", QoS::ExactlyOnce).await, Reason::GrantedQoS2);
+        members.push(member);
+    }
+    members[0].subscribe("t/1", QoS::AtLeastOnce).await;
+    let mut publisher = Client::connect(gateway.addr(), Version::V5, "p").await;
+    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
+        let topic = format!("t/{}", qos as u8);
+        for number in 0..30 {
+            publisher.publish(&topic, qos, number.to_string().as_bytes()).await;
+        }
+        publisher.assert_quiet().await;
+        let (mut all, expected) = (Vec::new(), if qos == QoS::AtLeastOnce { 60 } else { 30 });
+        let mut shares = [0; 3];
+        while all.len() < expected {
+            for (share, member) in shares.iter_mut().zip(&mut members) {
+                let got = drain(member).await;
+                *share += got.len();
+                all.extend(got);
+            }
+        }
+        assert!(shares.iter().all(|share| *share >= 5), "{qos:?}: {shares:?}");
+        all.sort_by_key(|payload| payload.parse::<u32>().unwrap());
+        all.dedup();
+        assert_eq!(all.len(), 30, "{qos:?}");
+    }
+}
+
+// What a member took and did not acknowledge goes to another when its session ends. [MQTT-4.8.2-4]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_leaves_gives_back() {
+    let gateway = Gateway::start().await;
+    let mut silent = Client::connect(gateway.addr(), Version::V5, "silent").await;
+    silent.acknowledges = false;
+    silent.subscribe("$share/g/t", QoS::AtLeastOnce).await;
+    let mut publisher = Client::connect(gateway.addr(), Version::V5, "p").await;
+    for number in 0..10 {
+        publisher.publish("t", QoS::AtLeastOnce, number.to_string().as_bytes()).await;
+    }
+    for _ in 0..10 {
+        silent.message().await;
+    }
+    let mut other = Client::connect(gateway.addr(), Version::V5, "other").await;
+    other.subscribe("$share/g/t", QoS::AtLeastOnce).await;
+    other.assert_quiet().await;
+    drop(silent);
+    for number in 0..10 {
+        assert_eq!(payload(&other.message().await), number.to_string());
+    }
+    other.assert_quiet().await;
+}
+
+// The messages of a group wait while all its members are away, over a restart too, and nobody else's messages come twice
+// when they are read again for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_waits_for_its_members() {
+    let mut gateway = Gateway::start().await;
+    for id in ["one", "two"] {
+        let (mut client, _) = open(&gateway, lasting(Version::V5, id)).await;
+        client.subscribe("$share/g/t", QoS::AtLeastOnce).await;
+        client.subscribe("own", QoS::AtLeastOnce).await;
+        leave(client).await;
+    }
+    for round in 0..3 {
+        let mut publisher = Client::connect(gateway.addr(), Version::V5, "p").await;
+        for number in 0..20 {
+            publisher.publish("t", QoS::AtLeastOnce, format!("{round} {number}").as_bytes()).await;
+        }
+        publisher.publish("own", QoS::AtLeastOnce, b"own").await;
+        if round > 0 {
+            gateway = restart(gateway).await;
+        }
+        let mut one = resume(&gateway, Version::V5, "one").await;
+        let mut two = resume(&gateway, Version::V5, "two").await;
+        let mut all = Vec::new();
+        while all.len() < 22 {
+            all.extend(drain(&mut one).await);
+            all.extend(drain(&mut two).await);
+        }
+        one.assert_quiet().await;
+        two.assert_quiet().await;
+        assert_eq!(all.iter().filter(|payload| *payload == "own").count(), 2);
+        all.retain(|payload| payload != "own");
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 20, "round {round}: {all:?}");
+        leave(one).await;
+        leave(two).await;
+    }
+    // Without members and sessions the group is over.
+    for id in ["one", "two"] {
+        leave(Client::connect(gateway.addr(), Version::V5, id).await).await;
+    }
+    let mut publisher = Client::connect(gateway.addr(), Version::V5, "p").await;
+    publisher.publish("t", QoS::AtLeastOnce, b"nobody").await;
+    let mut late = Client::connect(gateway.addr(), Version::V5, "late").await;
+    late.subscribe("$share/g/t", QoS::AtLeastOnce).await;
+    late.assert_quiet().await;
+}

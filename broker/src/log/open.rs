@@ -75,7 +75,7 @@ pub(crate) fn open(mut config: LogConfig) -> Result<Parts, OpenError> {
         Admission { next: head, book, topics_max: limits.topics_max, topic_bytes_max: budget.topic_bytes_max };
     let retained = Retained::new(retained, limits.retained_count_max, limits.retained_bytes_max);
     let cursors = Cursors::new(cursors, head);
-    let sessions = SessionBook::new(sessions.0, sessions.1, config.limits.sessions_max, budget.session_bytes_max);
+    let sessions = SessionBook::new(sessions, config.limits.sessions_max, budget.session_bytes_max);
     let shared = Shared::new(config, budget, id, path, (oldest, head), cursors, sessions, retained);
     shared.counters.lost_rows.store(lost.0, std::sync::atomic::Ordering::Relaxed);
     shared.counters.lost_bytes.store(lost.1, std::sync::atomic::Ordering::Relaxed);
@@ -115,7 +115,7 @@ struct Loaded {
     oldest: u64,
     cursors: Vec<(String, u64)>,
     retained: Vec<Arc<RetainedMessage>>,
-    sessions: (Vec<sessions::Listed>, u32),
+    sessions: sessions::Found,
     lost: (u64, u64),
 }
 

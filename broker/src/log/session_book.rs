@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::Offset;
-use super::sessions::{Listed, Presence, SessionId, SessionUpdate};
+use super::sessions::{Found, Listed, Presence, SessionId, SessionUpdate};
+use crate::topic::TopicFilter;
 
 #[derive(Debug)]
 struct Entry {
@@ -44,6 +45,8 @@ pub(crate) struct SessionBook {
     next_id: AtomicU32,
     /// Bytes of filters.
     bytes: AtomicUsize,
+    /// Shared subscriptions of the sessions found, until they are taken.
+    shared: Mutex<Vec<(TopicFilter, Offset)>>,
     sessions_max: usize,
     bytes_max: usize,
     /// Something may be due earlier than before.
@@ -63,10 +66,11 @@ impl SessionCursor {
 
 impl SessionBook {
     /// The sessions found in the file.
-    pub(crate) fn new(found: Vec<Listed>, next_id: u32, sessions_max: usize, bytes_max: usize) -> SessionBook {
+    pub(crate) fn new(found: Found, sessions_max: usize, bytes_max: usize) -> SessionBook {
+        let Found { sessions, shared, next_id } = found;
         let mut state = State::default();
         let mut total = 0;
-        for listed in found {
+        for listed in sessions {
             let client_id: Arc<str> = Arc::from(listed.client_id);
             total += listed.bytes;
             state.clients.insert(listed.id, Arc::clone(&client_id));
@@ -78,6 +82,7 @@ impl SessionBook {
             state: Mutex::new(state),
             next_id: AtomicU32::new(next_id),
             bytes: AtomicUsize::new(total),
+            shared: Mutex::new(shared),
             sessions_max,
             bytes_max,
             changed: Notify::new(),
@@ -94,6 +99,11 @@ impl SessionBook {
         let state = self.lock();
         let entry = state.by_client.get(client_id)?;
         Some((entry.id, entry.presence.expires_us().is_some_and(|expires_us| expires_us <= now_us)))
+    }
+
+    /// The shared subscriptions of the sessions that were found at the start, with their positions; once.
+    pub(crate) fn take_shared(&self) -> Vec<(TopicFilter, Offset)> {
+        std::mem::take(&mut *self.shared.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A number for a new session.

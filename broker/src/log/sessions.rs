@@ -295,8 +295,18 @@ pub(crate) fn end_connections(connection: &Connection, now_us: i64) -> rusqlite:
     connection.execute_batch("COMMIT")
 }
 
-/// All sessions, and the first number that none has had.
-pub(crate) fn list(connection: &Connection) -> rusqlite::Result<(Vec<Listed>, u32)> {
+/// What the file has of sessions.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) sessions: Vec<Listed>,
+    /// Their shared subscriptions, with the positions.
+    pub(crate) shared: Vec<(TopicFilter, Offset)>,
+    /// The first number that none has had.
+    pub(crate) next_id: u32,
+}
+
+/// Lists all sessions.
+pub(crate) fn list(connection: &Connection) -> rusqlite::Result<Found> {
     let mut next = schema::meta_number(connection, "session_ended")?;
     let mut select = connection.prepare(
         "SELECT id, client_id, expiry_s, ended_us, position, (SELECT due_us FROM will WHERE session=id), \
@@ -316,7 +326,16 @@ pub(crate) fn list(connection: &Connection) -> rusqlite::Result<(Vec<Listed>, u3
         next = next.max(u64::from(listed.id.0));
         sessions.push(listed);
     }
-    Ok((sessions, u32::try_from(next + 1).unwrap_or(u32::MAX)))
+    let mut select = connection.prepare("SELECT filter, since FROM subscription WHERE filter GLOB '$share/*'")?;
+    let mut rows = select.query([])?;
+    let mut shared = Vec::new();
+    while let Some(row) = rows.next()? {
+        let filter: String = row.get(0)?;
+        if let Ok(filter) = TopicFilter::parse(&filter) {
+            shared.push((filter, Offset(schema::unsigned(row.get(1)?))));
+        }
+    }
+    Ok(Found { sessions, shared, next_id: u32::try_from(next + 1).unwrap_or(u32::MAX) })
 }
 
 /// Reads one session; rows that the writer cannot have written are left out.

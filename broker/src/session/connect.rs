@@ -122,21 +122,9 @@ impl Session {
             }
             let StoredSubscription { filter, qos, no_local, retain_as_published, identifier, since } =
                 subscription.clone();
-            self.events.push_back(Event::Watch { filter: filter.clone(), before: None, after: Some(qos) });
-            if filter.share_group().is_some() {
-                // It has been counted since it was stored.
-                self.events.push_back(Event::Join { filter: filter.clone(), counts: true, is_new: false });
-            }
-            let slot = None;
-            self.subscriptions.insert(Subscription {
-                filter,
-                qos,
-                no_local,
-                retain_as_published,
-                identifier,
-                since,
-                slot,
-            });
+            // Its group has counted it since it was stored.
+            self.watch(&filter, false, qos);
+            self.subscriptions.insert(Subscription { filter, qos, no_local, retain_as_published, identifier, since });
         }
         self.outbound.resume(&stored, self.subscriptions.read_log());
     }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::outgoing::{Outgoing, Place};
 use super::persist::Held;
 use super::redeliver::Redelivery;
-use super::{Event, Moment, Session, Slot};
+use super::{Event, Moment, Session};
 use crate::codec::{Ack, MessageProperties, OutgoingPublish, Packet, PacketId, Reason, Version};
 use crate::limits::Limits;
 use crate::log::sessions::{Stage, StoredSession};
@@ -19,14 +19,6 @@ use crate::log::{LogMessage, Offset};
 use crate::message::{Message, QoS};
 use crate::retained::RetainedMessage;
 use crate::topic::{TopicFilter, TopicName};
-
-/// A live message, as fan-out hands it over.
-#[derive(Debug, Clone)]
-pub(crate) struct Live {
-    pub(crate) message: Message,
-    /// Through which it came.
-    pub(crate) slot: Slot,
-}
 
 /// What goes out and is not finished.
 #[derive(Debug)]
@@ -196,7 +188,7 @@ impl Session {
     /// Sends what may be sent; to be called when the window opened or output was taken.
     pub(crate) fn pump(&mut self, moment: Moment) {
         // What a subscription brings comes after its SUBACK, though it need not. [MQTT-3.8.4]
-        if !self.is_open() || self.awaits_live() || self.awaits_suback() || !self.pump_redelivery(moment) {
+        if !self.is_open() || self.awaits_suback() || !self.pump_redelivery(moment) {
             return;
         }
         self.pump_retained(moment);
@@ -274,33 +266,36 @@ impl Session {
     }
 
     /// A live message.
-    pub(crate) fn deliver_live(&mut self, live: &Live, moment: Moment) {
+    pub(crate) fn deliver_live(&mut self, message: &Message, moment: Moment) {
         if !self.is_open() {
             return;
         }
-        let message = &live.message;
         let from_me = message.origin == self.number;
         let Some(decision) = self.subscriptions.decide_live(&message.topic, from_me) else { return };
-        // QoS 1 and 2 come from the log, and what several slots carry is delivered once.
-        if message.qos.min(decision.qos) > QoS::AtMostOnce || decision.slot != Some(live.slot) {
+        // QoS 1 and 2 come from the log.
+        if message.qos.min(decision.qos) == QoS::AtMostOnce {
+            self.publish_live(message, decision.retain_as_published, &decision.identifiers, moment);
+        }
+    }
+
+    /// A live message for the subscription to `filter` alone.
+    pub(crate) fn deliver_live_for(&mut self, filter: &TopicFilter, message: &Message, moment: Moment) {
+        if !self.is_open() {
             return;
         }
+        let Some(subscription) = self.subscriptions.get(filter) else { return };
+        let (retain_as_published, identifier) = (subscription.retain_as_published, subscription.identifier);
+        self.publish_live(message, retain_as_published, identifier.as_slice(), moment);
+    }
+
+    fn publish_live(&mut self, message: &Message, retain_as_published: bool, identifiers: &[u32], moment: Moment) {
         if self.output.len() >= self.limits.outbound_bytes_max {
             self.outbound.counts.skipped += 1;
             return;
         }
-        let envelope = Envelope {
-            qos: QoS::AtMostOnce,
-            retain: message.retain && decision.retain_as_published,
-            identifiers: decision.identifiers.clone(),
-            received_us: 0,
-        };
+        let retain = message.retain && retain_as_published;
+        let envelope = Envelope { qos: QoS::AtMostOnce, retain, identifiers: identifiers.into(), received_us: 0 };
         self.send_publish(message, &envelope, None, false, moment);
-    }
-
-    /// Live messages that fan-out lost on the way here.
-    pub(crate) fn count_skipped(&mut self, count: u64) {
-        self.outbound.counts.skipped += count;
     }
 
     /// The counts since the last call.
@@ -315,18 +310,16 @@ impl Session {
             return;
         }
         // An identifier is taken only if the packet can be sent.
-        if self.outgoing_publish(message, &envelope, Some(PacketId::MIN), moment).is_none() {
-            return;
-        }
+        let packet_id = Some(PacketId::MIN);
+        let Some((mut outgoing, alias)) = self.outgoing_publish(message, &envelope, packet_id, moment) else { return };
         let stage = if envelope.qos == QoS::AtLeastOnce { Stage::Acknowledged } else { Stage::Received };
-        let Some(packet_id) = self.outbound.outgoing.add(stage, place) else { return };
+        outgoing.packet_id = self.outbound.outgoing.add(stage, place);
+        let Some(packet_id) = outgoing.packet_id else { return };
         match &mut self.persist {
             Some(persist) if envelope.qos == QoS::ExactlyOnce || persist.holds_publishes() => {
                 persist.hold(Held::Publish { packet_id, message: message.clone(), envelope });
             }
-            _ => {
-                self.send_publish(message, &envelope, Some(packet_id), false, moment);
-            }
+            _ => self.put_publish(&outgoing, alias, message),
         }
     }
 
@@ -342,12 +335,16 @@ impl Session {
         let Some((outgoing, alias)) = self.outgoing_publish(message, envelope, packet_id, moment) else {
             return false;
         };
-        OutgoingPublish { dup, ..outgoing }.encode(self.version, &mut self.output);
+        self.put_publish(&OutgoingPublish { dup, ..outgoing }, alias, message);
+        true
+    }
+
+    fn put_publish(&mut self, outgoing: &OutgoingPublish<'_>, alias: Option<(u16, bool)>, message: &Message) {
+        outgoing.encode(self.version, &mut self.output);
         if let Some((alias, false)) = alias {
             self.outbound.aliases.insert(message.topic.clone(), alias);
         }
         self.outbound.counts.delivered += 1;
-        true
     }
 
     /// The PUBLISH as it would be sent now, with the alias of its topic.

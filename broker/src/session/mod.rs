@@ -40,9 +40,7 @@ use crate::message::{Message, QoS};
 use crate::topic::TopicFilter;
 
 pub(crate) use connect::Acceptance;
-pub(crate) use deliver::Live;
 pub(crate) use publish::Durable;
-pub(crate) use subscriptions::{SLOTS, Slot};
 
 /// What the shell knows about the world when it calls.
 #[derive(Debug, Clone, Copy)]
@@ -62,8 +60,9 @@ pub(crate) struct Moment {
 pub(crate) enum Event {
     /// Authenticate, take over, then [`Session::accept`] or [`Session::refuse`].
     Connect(Box<Connect>),
-    /// The QoS that live fan-out of this filter is wanted with changed; then [`Session::live_changed`].
-    Watch { filter: TopicFilter, before: Option<QoS>, after: Option<QoS> },
+    /// The subscription to this filter has this QoS from now on; `None`: it ended. To be handled before the output is
+    /// sent, so that live messages published after the SUBACK come.
+    Watch { filter: TopicFilter, qos: Option<QoS> },
     /// Answer with [`Session::retained`].
     FetchRetained(TopicFilter),
     /// Join the group of a shared subscription, then [`Session::joined`]; if it `counts` and `is_new`, a stored session
@@ -141,7 +140,6 @@ pub(crate) struct Session {
     outbound: deliver::Outbound,
     subscriptions: subscriptions::Subscriptions,
     sharing: Vec<sharing::Sharing>,
-    pending_subacks: Vec<subscribe::PendingSubAck>,
 }
 
 impl Session {
@@ -168,7 +166,6 @@ impl Session {
             events: VecDeque::new(),
             subscriptions: subscriptions::Subscriptions::default(),
             sharing: Vec::new(),
-            pending_subacks: Vec::new(),
         }
     }
 
@@ -307,11 +304,11 @@ impl Session {
         self.deadline = self.keep_alive.map(|keep_alive| now + keep_alive);
     }
 
-    /// Whether [`Session::handle`] may be called. False while the shell decides, after the end, and while the client has
-    /// filled what the limits give it.
+    /// Whether [`Session::handle`] may be called. False while the shell decides or has events to handle, after the end,
+    /// and while the client has filled what the limits give it.
     pub(crate) fn wants_packets(&self) -> bool {
         let open = matches!(self.phase, Phase::Connecting | Phase::Open);
-        open && self.pending_subacks.is_empty()
+        open && self.events.is_empty()
             && self.output.len() < self.limits.outbound_bytes_max
             && self.inbound.has_room(&self.limits)
             && self.persist.as_ref().is_none_or(|persist| persist.held_count() < publish::ACKS_OWED_MAX)
@@ -335,6 +332,11 @@ impl Session {
     /// Who the client is.
     pub(crate) fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// The number of the session, in the messages it publishes.
+    pub(crate) fn number(&self) -> u32 {
+        self.number
     }
 
     /// Whether the client was accepted and is served.

@@ -90,7 +90,17 @@ impl Outgoing {
             self.next_sequence = self.next_sequence.max(sequence + 1);
             self.retained += usize::from(retained);
             let (group, sent, is_stored, has_row) = (None, false, true, true);
-            self.list.push_back(InFlight { packet_id, stage, offset, retained, group, sequence, sent, is_stored, has_row });
+            self.list.push_back(InFlight {
+                packet_id,
+                stage,
+                offset,
+                retained,
+                group,
+                sequence,
+                sent,
+                is_stored,
+                has_row,
+            });
         }
         self.list.iter().map(|in_flight| in_flight.packet_id).collect()
     }
@@ -172,8 +182,7 @@ impl Outgoing {
     /// QoS 1 messages of a group that the client has not acknowledged: others may have them. [MQTT-4.8.2-5] forbids that
     /// at QoS 2.
     pub(super) fn unfinished_of(&self, group: GroupId) -> Vec<Offset> {
-        let open =
-            |in_flight: &&InFlight| in_flight.group == Some(group) && in_flight.stage == Stage::Acknowledged;
+        let open = |in_flight: &&InFlight| in_flight.group == Some(group) && in_flight.stage == Stage::Acknowledged;
         self.list.iter().filter(open).map(|in_flight| in_flight.offset).collect()
     }
 

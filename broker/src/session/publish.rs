@@ -13,6 +13,9 @@ use crate::topic::TopicName;
 /// any more. 24 bytes each.
 pub(super) const ACKS_OWED_MAX: usize = 4_096;
 
+/// QoS 0 messages that the shell must take before the next packet: 88 KiB besides their payloads.
+const VOLATILE_MAX: usize = 1_024;
+
 /// What a queued message costs besides its bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 200;
 
@@ -75,7 +78,9 @@ pub(super) struct Inbound {
 
 impl Inbound {
     pub(super) fn has_room(&self, limits: &Limits) -> bool {
-        self.uncommitted_bytes < limits.inbound_bytes_max && self.owed.len() < ACKS_OWED_MAX
+        self.uncommitted_bytes < limits.inbound_bytes_max
+            && self.owed.len() < ACKS_OWED_MAX
+            && self.volatile.len() < VOLATILE_MAX
     }
 
     /// Takes the identifiers that an earlier connection left.

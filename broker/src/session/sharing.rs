@@ -8,7 +8,6 @@ use super::outgoing::Place;
 use super::{Event, Moment, Session};
 use crate::log::sessions::StoredSubscription;
 use crate::log::{LogMessage, Offset};
-use crate::message::Message;
 use crate::shares::Member;
 use crate::topic::TopicFilter;
 
@@ -34,8 +33,9 @@ impl Session {
 
     /// The group of a new subscription is to be joined.
     pub(super) fn join_group(&mut self, filter: &TopicFilter, is_new: bool) {
-        if filter.share_group().is_some() && !self.sharing.iter().any(|sharing| sharing.member.filter() == filter) {
-            let counts = self.persists();
+        if !self.sharing.iter().any(|sharing| sharing.member.filter() == filter) {
+            // A group has counted a session that it was stored with, even if that ends with this connection.
+            let counts = self.persists() || !is_new;
             self.events.push_back(Event::Join { filter: filter.clone(), counts, is_new });
         }
     }
@@ -63,8 +63,7 @@ impl Session {
 
     fn leave(&mut self, sharing: Sharing, for_good: bool) {
         let Sharing { member, counted, fetching, .. } = sharing;
-        let unfinished =
-            if for_good { self.outbound.outgoing.unfinished_of(member.group()) } else { Vec::new() };
+        let unfinished = if for_good { self.outbound.outgoing.unfinished_of(member.group()) } else { Vec::new() };
         member.give_back(unfinished.into_iter().chain(fetching));
         if for_good {
             self.events.push_back(Event::Left { filter: member.filter().clone(), counted });
@@ -77,39 +76,23 @@ impl Session {
         for filter in filters.iter() {
             let sharing = self.sharing.iter().find(|sharing| sharing.member.filter() == filter);
             if sharing.is_some_and(|sharing| sharing.member.take(logged.offset)) {
-                self.send_shared(filter, &logged.message, logged.received_us, Some(logged.offset), moment);
+                self.send_shared(filter, logged, moment);
             }
         }
     }
 
-    /// A live message for one member of a group, which is this client.
-    pub(crate) fn deliver_live_shared(&mut self, filter: &TopicFilter, message: &Message, moment: Moment) {
-        if !self.is_open() || self.output.len() >= self.limits.outbound_bytes_max {
-            self.count_skipped(1);
-            return;
-        }
-        self.send_shared(filter, message, 0, None, moment);
-    }
-
-    fn send_shared(
-        &mut self,
-        filter: &TopicFilter,
-        message: &Message,
-        received_us: i64,
-        offset: Option<Offset>,
-        moment: Moment,
-    ) {
+    fn send_shared(&mut self, filter: &TopicFilter, logged: &LogMessage, moment: Moment) {
         let Some(subscription) = self.subscriptions.get(filter) else { return };
+        let message = &logged.message;
         let envelope = Envelope {
             qos: message.qos.min(subscription.qos),
             retain: message.retain && subscription.retain_as_published,
             identifiers: subscription.identifier.into_iter().collect(),
-            received_us,
+            received_us: logged.received_us,
         };
         let group = self.sharing.iter().find(|sharing| sharing.member.filter() == filter);
         let group = group.map(|sharing| sharing.member.group());
-        let place = Place { offset: offset.unwrap_or_default(), retained: false, group };
-        self.publish(message, envelope, place, moment);
+        self.publish(message, envelope, Place { offset: logged.offset, retained: false, group }, moment);
     }
 
     /// Where the log is to be read for a message that another member gave back.
@@ -132,9 +115,7 @@ impl Session {
         sharing.fetching = None;
         let filter = sharing.member.filter().clone();
         match logged {
-            Some(logged) => {
-                self.send_shared(&filter, &logged.message, logged.received_us, Some(offset), moment);
-            }
+            Some(logged) => self.send_shared(&filter, logged, moment),
             None => self.outbound.counts.lost += 1,
         }
     }

@@ -1,10 +1,10 @@
 //! SUBSCRIBE and UNSUBSCRIBE. [MQTT-3.8], [MQTT-3.10]
 //!
-//! A SUBACK waits until live fan-out delivers to its filters ([`Session::live_ready`]), so that what is published after
-//! it is delivered.
+//! The shell handles [`Event::Watch`] before it sends the SUBACK, and no packet is taken in between
+//! ([`Session::wants_packets`]), so that what is published after it is delivered.
 
 use super::persist::{Held, Persist};
-use super::subscriptions::{Slot, Subscription};
+use super::subscriptions::Subscription;
 use super::{Event, Moment, Session};
 use crate::codec::{
     Packet, Property, Reason, RetainHandling, SubAck, Subscribe, SubscribeFilter, UnsubAck, Unsubscribe, Version,
@@ -12,7 +12,7 @@ use crate::codec::{
 use crate::message::QoS;
 use crate::topic::TopicFilter;
 
-/// A SUBACK that waits for live fan-out, and the filters whose retained messages follow it.
+/// A SUBACK that waits until its subscriptions are stored, and the filters whose retained messages follow it.
 #[derive(Debug)]
 pub(super) struct PendingSubAck {
     suback: SubAck,
@@ -32,7 +32,12 @@ impl Session {
             .map(|wish| self.subscribe(wish, identifier, moment, &mut retained).unwrap_or_else(|reason| reason))
             .collect();
         let suback = SubAck { packet_id: subscribe.packet_id, properties: Vec::new(), reasons };
-        self.pending_subacks.push(PendingSubAck { suback, retained });
+        let pending = PendingSubAck { suback, retained };
+        match &mut self.persist {
+            // A client that was told of a subscription finds it after a crash.
+            Some(persist) => persist.hold(Held::SubAck(pending)),
+            None => self.send_suback(pending),
+        }
     }
 
     fn subscribe(
@@ -64,12 +69,10 @@ impl Session {
             retain_as_published: options.retain_as_published,
             identifier,
             since,
-            slot: known.and_then(|known| known.slot),
         });
         self.store_subscribed(&filter, before.is_none());
         self.outbound.follow_log(self.subscriptions.read_log(), moment.head);
-        self.events.push_back(Event::Watch { filter: filter.clone(), before, after: Some(options.qos) });
-        self.join_group(&filter, before.is_none());
+        self.watch(&filter, before.is_none(), options.qos);
         let send_retained = match options.retain_handling {
             // [MQTT-4.8.2] says so of shared subscriptions.
             _ if filter.share_group().is_some() => false,
@@ -87,28 +90,12 @@ impl Session {
         })
     }
 
-    /// Live fan-out sends this filter's messages through `slot` from now on; `None` if not at all.
-    pub(crate) fn live_changed(&mut self, filter: &TopicFilter, slot: Option<Slot>) {
-        self.subscriptions.set_slot(filter, slot);
-    }
-
-    /// Whether a SUBACK waits for [`Session::live_ready`].
-    pub(crate) fn awaits_live(&self) -> bool {
-        !self.pending_subacks.is_empty()
-    }
-
-    /// Live fan-out delivers to all filters that were announced to it.
-    pub(crate) fn live_ready(&mut self) {
-        for PendingSubAck { suback, retained } in std::mem::take(&mut self.pending_subacks) {
-            if !self.is_open() {
-                return;
-            }
-            let pending = PendingSubAck { suback, retained };
-            match &mut self.persist {
-                // A client that was told of a subscription finds it after a crash.
-                Some(persist) => persist.hold(Held::SubAck(pending)),
-                None => self.send_suback(pending),
-            }
+    /// Has live messages, or those of its group, come to a subscription.
+    pub(super) fn watch(&mut self, filter: &TopicFilter, is_new: bool, qos: QoS) {
+        if filter.share_group().is_some() {
+            self.join_group(filter, is_new);
+        } else {
+            self.events.push_back(Event::Watch { filter: filter.clone(), qos: Some(qos) });
         }
     }
 
@@ -128,9 +115,11 @@ impl Session {
             let reason = match self.subscriptions.remove(filter.as_str()) {
                 Some(gone) => {
                     self.store_unsubscribed(&gone.filter);
-                    self.leave_group(&gone.filter);
-                    let before = Some(gone.qos);
-                    self.events.push_back(Event::Watch { filter: gone.filter, before, after: None });
+                    if gone.filter.share_group().is_some() {
+                        self.leave_group(&gone.filter);
+                    } else {
+                        self.events.push_back(Event::Watch { filter: gone.filter, qos: None });
+                    }
                     Reason::Success
                 }
                 None => Reason::NoSubscriptionExisted,

@@ -15,12 +15,6 @@ use crate::topic::{TopicFilter, TopicName};
 /// Topics whose matches are remembered: 4,096 × about 200 bytes = 800 KiB at worst.
 const DECISIONS_MAX: usize = 4_096;
 
-/// Slots of live fan-out; a bit each in a `u64`.
-pub(crate) const SLOTS: usize = 64;
-
-/// Through which channel of live fan-out a filter's messages come.
-pub(crate) type Slot = u8;
-
 /// One subscription.
 #[derive(Debug, Clone)]
 pub(super) struct Subscription {
@@ -31,7 +25,6 @@ pub(super) struct Subscription {
     pub(super) identifier: Option<u32>,
     /// Messages of the log before this one are not for it.
     pub(super) since: Offset,
-    pub(super) slot: Option<Slot>,
 }
 
 impl Subscription {
@@ -49,8 +42,6 @@ pub(super) struct Decision {
     pub(super) qos: QoS,
     pub(super) retain_as_published: bool,
     pub(super) identifiers: Box<[u32]>,
-    /// A live message comes once per slot; it is delivered when it comes through this one.
-    pub(super) slot: Option<Slot>,
     /// Whether the message decides too: one of the subscriptions is no-local, or younger than the others.
     no_local: bool,
     since: Offset,
@@ -128,13 +119,6 @@ impl Subscriptions {
         Some(self.list.swap_remove(index))
     }
 
-    pub(super) fn set_slot(&mut self, filter: &TopicFilter, slot: Option<Slot>) {
-        self.forget();
-        if let Some(subscription) = self.list.iter_mut().find(|subscription| subscription.filter == *filter) {
-            subscription.slot = slot;
-        }
-    }
-
     fn forget(&mut self) {
         self.by_id.clear();
         self.by_name.clear();
@@ -197,7 +181,6 @@ impl Subscriptions {
             qos: first.qos,
             retain_as_published: first.retain_as_published,
             identifiers: Box::default(),
-            slot: first.slot,
             no_local: first.no_local,
             since: first.since,
         };
@@ -206,10 +189,6 @@ impl Subscriptions {
             decision.retain_as_published |= subscription.retain_as_published;
             decision.no_local |= subscription.no_local;
             decision.since = decision.since.max(subscription.since);
-            decision.slot = match (decision.slot, subscription.slot) {
-                (Some(one), Some(other)) => Some(one.min(other)),
-                (one, other) => one.or(other),
-            };
             identifiers.extend(subscription.identifier);
         }
         decision.identifiers = identifiers.into();

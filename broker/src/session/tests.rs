@@ -110,8 +110,8 @@ impl Wire {
         };
         let filters = vec![SubscribeFilter { filter: Text::from(filter), options }];
         self.handle(Packet::Subscribe(Subscribe { packet_id: id(9), properties: Vec::new(), filters }));
+        assert!(!self.session.wants_packets(), "the filter is watched before anything else");
         self.events();
-        self.session.live_ready();
         assert_eq!(self.names(), ["SUBACK"]);
     }
 
@@ -133,7 +133,7 @@ impl Wire {
                     origin: 7,
                 },
             };
-            self.session.offer(vec![Arc::new(message)], Offset(from.0 + 1), self.moment());
+            self.session.offer(from, vec![Arc::new(message)], Offset(from.0 + 1), self.moment());
         }
     }
 }
@@ -419,7 +419,6 @@ fn full_output() {
     let limits = Limits { outbound_bytes_max: 400, ..Limits::default() };
     let mut wire = Wire::open(limits, connect(Version::V311));
     wire.subscribe("#", QoS::AtLeastOnce);
-    wire.session.live_changed(&TopicFilter::parse("#").unwrap(), Some(3));
     let message = |qos| Message {
         topic: TopicName::parse("t").unwrap(),
         payload: Bytes::from_static(&[0; 90]),
@@ -429,11 +428,10 @@ fn full_output() {
         origin: 7,
     };
     for _ in 0..10 {
-        wire.session.deliver_live(&Live { message: message(QoS::AtMostOnce), slot: 3 }, wire.moment());
+        wire.session.deliver_live(&message(QoS::AtMostOnce), wire.moment());
     }
-    // Through another slot it is the same message again; at QoS 1 it comes from the log.
-    wire.session.deliver_live(&Live { message: message(QoS::AtMostOnce), slot: 4 }, wire.moment());
-    wire.session.deliver_live(&Live { message: message(QoS::AtLeastOnce), slot: 3 }, wire.moment());
+    // At QoS 1 it comes from the log.
+    wire.session.deliver_live(&message(QoS::AtLeastOnce), wire.moment());
     let counts = wire.session.take_counts();
     assert_eq!((counts.delivered, counts.skipped), (5, 5));
     assert!(!wire.session.wants_packets());
@@ -459,9 +457,6 @@ proptest::proptest! {
         for (old, new, commits) in packets {
             if wire.session.wants_packets() {
                 wire.handle(if v5 { new } else { old });
-            }
-            if wire.session.awaits_live() {
-                wire.session.live_ready();
             }
             for event in wire.events() {
                 if let Event::FetchRetained(filter) = event {

@@ -56,8 +56,12 @@ async fn shared_subscription_with_unacked_message() {
         let mut publisher = Client::connect(gateway.addr(), version, "p").await;
         publisher.publish("a", QoS::AtLeastOnce, b"x").await;
         subscriber.message().await;
+        subscriber.message().await;
         drop(subscriber);
-        let (mut subscriber, _) = Client::connect_with(gateway.addr(), wish).await;
+        let (mut subscriber, connack) = Client::connect_with(gateway.addr(), wish).await;
+        for _ in 0..if connack.session_present { 2 } else { 0 } {
+            assert!(subscriber.message().await.dup);
+        }
         subscriber.subscribe("$share/group/a", QoS::AtLeastOnce).await;
         gateway.assert_serves().await;
     }

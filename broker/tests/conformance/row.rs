@@ -19,13 +19,16 @@ pub struct Row {
     pub check: Check,
 }
 
+/// What a check by function comes to.
+pub type Outcome = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
 pub enum Check {
     /// A script, on the server that most rows share.
     Say(&'static str),
     /// A script, on a server of its own.
     Alone(&'static str),
     /// A function, which may start servers of its own.
-    Run(fn(Stage) -> Pin<Box<dyn Future<Output = Result<()>> + Send>>),
+    Run(fn(Stage) -> Outcome),
 }
 
 impl Row {

@@ -47,7 +47,7 @@ rows! {
             p: connect; p: publish 1 @/after x; w: gets 1 @/after x"#;
     "-" "4.13.1-1" "a session that ends with its connection cannot be given a longer life in DISCONNECT"
         => say r#"connect; > E0{00 <11 0000003C>}; closed 82"#;
-    "-" "4.13.1-1" "DISCONNECT of a client has no server reference it could not have"
+    "-" "4.13.1-1" "a property that DISCONNECT cannot have is malformed"
         => say r#"connect; > E0{00 <21 0001>}; closed 81,82"#;
 
     // AUTH.

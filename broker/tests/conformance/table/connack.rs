@@ -50,7 +50,7 @@ rows! {
     "-" "3.2.2-20" "no user property that makes a refusal larger than the client takes"
         => say r#"> 10{"MQTT" V 02 003C <27 00000010> ('x'*600)}; < 20{00 85 <~>}; lacks 26; closed"#;
     "-" "3.2.2-22" "where the server names no keep-alive, the client's is the one that counts"
-        => say r#"> 10{"MQTT" V 02 0002 <> "@"}; < 20{0000 <~>}; lacks 13; wait 2000; quiet; closed 8D"#;
+        => say r#"> 10{"MQTT" V 02 0002 <> "@"}; < 20{0000 <~>}; lacks 13; wait 1000; quiet; closed 8D"#;
     "-" "4.12.0-6" "no authentication method in CONNACK for a client that named none"
         => say r#"connect; lacks 15 16"#;
 }

@@ -59,8 +59,8 @@ rows! {
             w: gets 0 @/w gone; closed 8D"#;
     "3.1.2-24" "3.1.2-22" "PINGREQ keeps a client connected"
         => say r#"
-            > 10{"MQTT" V 02 0001 <> "@"}; < 20{0000 <~>}
-            wait 700; quiet; wait 700; quiet; wait 700; quiet"#;
+            > 10{"MQTT" V 02 0002 <> "@"}; < 20{0000 <~>}
+            wait 1200; quiet; wait 1200; quiet; wait 1200; quiet"#;
     "3.1.2-24" "3.1.2-22" "a keep-alive of 0 does not disconnect a silent client"
         => say r#"> 10{"MQTT" V 02 0000 <> "@"}; < 20{0000 <~>}; wait 2000; quiet"#;
     "-" "3.1.2-22" "the keep-alive that the server imposes is the one that counts"

@@ -61,8 +61,8 @@ rows! {
             s: leave; p: publish 1 @ 2; s: resume 1; s: < 62{$a}; s: > 70{$a}; s: gets 1 @ 2; s: quiet"#;
     "-" "4.3.3-7" "QoS 2: a message that was sent once does not expire"
         => say r#"
-            s: resume 0; s: subscribe 02 @; p: connect; p: > 34{"@" 0001 <02 00000001> 'x'}; p: < 50{0001 ~}
-            s: < 34{"@" $a <~> 'x'}; s: leave; wait 1500; s: resume 1; s: < 3C{"@" $a <~> 'x'}; s: > 50{$a}; s: < 62{$a}"#;
+            s: resume 0; s: subscribe 02 @; p: connect; p: > 34{"@" 0001 <02 00000002> 'x'}; p: < 50{0001 ~}
+            s: < 34{"@" $a <~> 'x'}; s: leave; wait 2500; s: resume 1; s: < 3C{"@" $a <~> 'x'}; s: > 50{$a}; s: < 62{$a}"#;
 
     // QoS 2, the server receives.
     "4.3.3-2" "4.3.3-8" "QoS 2: PUBREC has the identifier of the PUBLISH, and the message is the server's"

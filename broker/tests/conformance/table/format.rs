@@ -51,7 +51,7 @@ rows! {
     "4.8.0-1" "4.13.1-1" "a Remaining Length of five bytes is malformed"
         => say r#"connect; > C0 80 80 80 80 01; closed 81"#;
     "4.8.0-1" "4.13.1-1" "a packet that ends before its fields do is malformed"
-        => say r#"connect; > 82 03 00 01 00; closed 81"#;
+        => say r#"connect; > 82{0001 <> 0009 'short'}; closed 81"#;
     "4.8.0-1" "4.13.1-1" "PINGREQ with a body is malformed"
         => say r#"connect; > C0{00}; closed 81"#;
     "4.8.0-1" "4.13.1-1" "packet type 0 is reserved"

@@ -107,6 +107,13 @@ rows! {
             s: connect; s: subscribe 01 @/+/b/#; p: connect
             p: publish 1 @/a/b/c/d x; p: publish 1 @/a/c y; p: publish 1 @/a/b z
             s: gets 1 @/a/b/c/d x; s: gets 1 @/a/b z"#;
+    "3.3.3" "3.3.3" "the payload is passed on as it is, live, from the log and retained: any bytes, many, none"
+        => say r#"
+            s: connect; s: subscribe 01 @; p: connect
+            p: > 30{"@" <> 00 FF C328 'x'*70000 00}; s: < 30{"@" <> 00 FF C328 'x'*70000 00}
+            p: > 32{"@" 0001 <> 00 FF C328 'x'*70000 00}; p: < 40{0001 ~}; s: < 32{"@" $a <> 00 FF C328 'x'*70000 00}
+            p: publish 1 @; s: gets 1 @
+            p: > 33{"@/r" 0001 <> 00 FF C328}; p: < 40{0001 ~}; s: subscribe 01 @/r; s: < 33{"@/r" $b <> 00 FF C328}"#;
 
     // Acknowledgements and overlaps.
     "3.3.4-1" "3.3.4-1" "QoS 0 is not answered, QoS 1 by PUBACK, QoS 2 by PUBREC"

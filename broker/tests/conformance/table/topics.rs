@@ -27,10 +27,8 @@ rows! {
             s: connect; s: subscribe 01 @/+/b; p: connect
             p: publish 1 @/a/c no; p: publish 1 @/a/a/b no; p: publish 1 @/b no; p: publish 1 @/a/b/ no
             p: publish 1 @/a/b 1; p: publish 1 @//b 2; s: gets 1 @/a/b 1; s: gets 1 @//b 2"#;
-    "4.7.1-3" "4.7.1-2" "`+/+` and `/+` match `/@`, `+` does not"
-        => say r#"
-            a: connect; a: subscribe 01 /+; b: connect; b: > 82{0001 <> "+/@" 01}; b: < 90{0001 <~> 01}
-            p: connect; p: > 32{"/@" 0001 <> 'x'}; p: < 40{0001 ~}; b: gets 1 /@ x"#;
+    "4.7.1-3" "4.7.1-2" "`+/b` matches `/b`: the level before the slash is empty, but it is one"
+        => say r#"s: connect; s: subscribe 01 +/@; p: connect; p: publish 1 @ no; p: publish 1 /@ x; s: gets 1 /@ x"#;
 
     // Topics that begin with `$`.
     "4.7.2-1" "4.7.2-1" "a filter that begins with a wildcard does not match a topic that begins with `$`"
@@ -84,8 +82,7 @@ rows! {
         => say r#"connect; > 82{0001 <> "$share//@" 01}; < 90{0001 <~> 8F}; quiet"#;
     "-" "4.8.2-1" "a filter that begins with `$share/` and names a group is a shared subscription"
         => say r#"
-            s: connect; s: subscribe 01 $share/g/@; p: connect; p: publish 1 @ x; s: gets 1 @ x
-            p: publish 1 $share/g/@ no; p: publish 1 @ y; s: gets 1 @ y"#;
+            s: connect; s: subscribe 01 $share/g/@; p: connect; p: publish 1 @ x; s: gets 1 @ x"#;
     "-" "4.8.2-2" "a share name has no wildcards, and a filter follows it"
         => say r#"
             connect; > 82{0001 <> "$share/+/@" 01 "$share/g#/@" 01 "$share/g" 01 "$share/g/" 01 "$share/g/@/#/x" 01}

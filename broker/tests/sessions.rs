@@ -366,11 +366,15 @@ async fn sessions_go_on_while_the_log_is_full() {
     let mut publisher = Client::connect(gateway.addr(), Version::V311, "p").await;
     publisher.publish("t", QoS::ExactlyOnce, b"first").await;
     let mut filler = Client::connect(gateway.addr(), Version::V311, "f").await;
-    while gateway.log.stats().full.is_none() {
-        let packet_id = Some(filler.packet_id());
-        filler.send(&Packet::Publish(Publish { packet_id, ..publish("fill", QoS::AtLeastOnce, &[7; 60_000]) })).await;
-        tokio::task::yield_now().await;
-    }
+    let filling = tokio::spawn(async move {
+        loop {
+            let packet_id = Some(filler.packet_id());
+            let message = Publish { packet_id, ..publish("fill", QoS::AtLeastOnce, &[7; 60_000]) };
+            // Blocks when the broker does not read any more.
+            filler.send(&Packet::Publish(message)).await;
+        }
+    });
+    gateway.until("the log is full", |gateway| gateway.log.stats().full.is_some()).await;
     let mut client = resume(&gateway, Version::V5, "s").await;
     assert_eq!(payload(&client.message().await), "first");
     client.subscribe("other", QoS::AtLeastOnce).await;
@@ -378,6 +382,7 @@ async fn sessions_go_on_while_the_log_is_full() {
     leave(client).await;
     let mut client = resume(&gateway, Version::V5, "s").await;
     client.assert_quiet().await;
+    filling.abort();
 }
 
 /// Every message of `topic` that comes until the client is quiet, acknowledged.

@@ -101,9 +101,7 @@ impl Session {
             }
         }
         self.start_keep_alive(&connect, moment);
-        let properties = self.connack_properties(&connect, expiry_s, lost);
         let session_present = stored.is_some();
-        self.send(&Packet::ConnAck(ConnAck { session_present, reason: Reason::Success, properties }));
         if let Some(id) = id {
             let read_from = stored.as_ref().map_or(moment.head, |stored| stored.read_from);
             self.persist = Some(Persist::new(id, expiry_s, read_from, moment.at));
@@ -111,6 +109,8 @@ impl Session {
         if let Some(stored) = stored {
             self.resume(stored);
         }
+        let properties = self.connack_properties(&connect, expiry_s, lost);
+        self.send(&Packet::ConnAck(ConnAck { session_present, reason: Reason::Success, properties }));
     }
 
     /// Takes up what an earlier connection left. Subscriptions that the client may no longer have are dropped.

@@ -95,6 +95,10 @@ impl Outbound {
         self.packet_bytes_max = self.packet_bytes_max.min(usize::try_from(max).unwrap_or(usize::MAX));
     }
 
+    pub(super) fn packet_bytes_max(&self) -> usize {
+        self.packet_bytes_max
+    }
+
     pub(super) fn set_topic_aliases_max(&mut self, max: u16, limits: &Limits) {
         self.aliases_max = usize::from(max.min(limits.topic_aliases_max));
     }
@@ -311,7 +315,9 @@ impl Session {
         }
         // An identifier is taken only if the packet can be sent.
         let packet_id = Some(PacketId::MIN);
-        let Some((mut outgoing, alias)) = self.outgoing_publish(message, &envelope, packet_id, moment) else { return };
+        let Some((mut outgoing, alias)) = self.outgoing_publish(message, &envelope, packet_id, false, moment) else {
+            return;
+        };
         let stage = if envelope.qos == QoS::AtLeastOnce { Stage::Acknowledged } else { Stage::Received };
         outgoing.packet_id = self.outbound.outgoing.add(stage, place);
         let Some(packet_id) = outgoing.packet_id else { return };
@@ -332,10 +338,10 @@ impl Session {
         dup: bool,
         moment: Moment,
     ) -> bool {
-        let Some((outgoing, alias)) = self.outgoing_publish(message, envelope, packet_id, moment) else {
+        let Some((outgoing, alias)) = self.outgoing_publish(message, envelope, packet_id, dup, moment) else {
             return false;
         };
-        self.put_publish(&OutgoingPublish { dup, ..outgoing }, alias, message);
+        self.put_publish(&outgoing, alias, message);
         true
     }
 
@@ -353,15 +359,19 @@ impl Session {
         message: &'m Message,
         envelope: &'m Envelope,
         packet_id: Option<PacketId>,
+        dup: bool,
         moment: Moment,
     ) -> Option<(OutgoingPublish<'m>, Option<(u16, bool)>)> {
-        let Ok(expiry) = remaining_expiry(&message.properties, envelope.received_us, moment.utc_us) else {
+        let expiry = remaining_expiry(&message.properties, envelope.received_us, moment.utc_us);
+        // At QoS 2 a message that was sent once does not expire. [MQTT-4.3.3-7]
+        let waited = envelope.received_us != 0;
+        if waited && expiry.is_some_and(|(_, left_s)| left_s == 0) && !(dup && envelope.qos == QoS::ExactlyOnce) {
             self.outbound.counts.expired += 1;
             return None;
-        };
+        }
         let v5 = self.version == Version::V5;
         let mut outgoing = OutgoingPublish {
-            dup: false,
+            dup,
             qos: envelope.qos,
             retain: envelope.retain,
             topic: message.topic.as_str(),
@@ -436,15 +446,12 @@ impl Session {
     }
 }
 
-/// What is left of the message expiry interval and where it stands; `Err` if nothing is left.
-fn remaining_expiry(properties: &Bytes, received_us: i64, now_us: i64) -> Result<Option<(usize, u32)>, ()> {
-    let Some((at, seconds)) = MessageProperties::read(properties).expiry else { return Ok(None) };
+/// What is left of the message expiry interval, in seconds, and where it stands.
+fn remaining_expiry(properties: &Bytes, received_us: i64, now_us: i64) -> Option<(usize, u32)> {
+    let (at, seconds) = MessageProperties::read(properties).expiry?;
     if received_us == 0 {
-        return Ok(Some((at, seconds)));
+        return Some((at, seconds));
     }
-    let waited_s = u64::try_from(now_us.saturating_sub(received_us)).unwrap_or(0) / 1_000_000;
-    match u64::from(seconds).checked_sub(waited_s) {
-        None | Some(0) => Err(()),
-        Some(left) => Ok(Some((at, u32::try_from(left).unwrap_or(u32::MAX)))),
-    }
+    let waited_s = now_us.saturating_sub(received_us) / 1_000_000;
+    Some((at, seconds.saturating_sub(u32::try_from(waited_s.max(0)).unwrap_or(u32::MAX))))
 }

@@ -344,8 +344,25 @@ impl Session {
         self.phase == Phase::Open
     }
 
+    /// Sends a packet, unless it is larger than the client takes: then the connection ends. [MQTT-3.1.2-24]
     fn send(&mut self, packet: &Packet) {
+        let start = self.output.len();
         encode(packet, self.version, &mut self.output);
+        if self.version == Version::V311 || self.output.len() - start <= self.outbound.packet_bytes_max() {
+            return;
+        }
+        self.output.truncate(start);
+        let reason = Reason::PacketTooLarge;
+        match packet {
+            Packet::Disconnect(_) => {}
+            Packet::ConnAck(connack) => {
+                if !connack.properties.is_empty() {
+                    self.send_connack(reason, Vec::new());
+                }
+                self.end(Ended::Refused(reason));
+            }
+            _ => self.close(reason, Ended::Broker(reason)),
+        }
     }
 
     fn send_ack(&mut self, make: fn(Ack) -> Packet, ack: Ack) {

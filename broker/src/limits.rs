@@ -5,7 +5,7 @@ use std::time::Duration;
 /// What clients may take. The defaults suit a gateway with 1 GiB of memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at a time. One with subscriptions costs about 50 KiB while it is quiet.
+    /// Connections at a time. A quiet one costs about 13 KiB, with a subscription or without.
     pub connections_max: usize,
     /// Connections at a time that have not been accepted yet: at most this many times
     /// [`crate::codec::CONNECT_BYTES_MAX`] of memory for strangers. When there are more, the next waits until one was

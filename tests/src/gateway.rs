@@ -36,7 +36,7 @@ impl Gateway {
             .arg("run")
             .arg("--config")
             .arg(&config)
-            .env("RUST_LOG", "info,rumqttd=off,tract=off")
+            .env("RUST_LOG", "info,tract=off")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

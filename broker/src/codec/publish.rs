@@ -241,6 +241,8 @@ impl OutgoingPublish<'_> {
 pub(crate) struct TopicCache {
     topics: HashSet<TopicName>,
     bytes: usize,
+    /// The last that was asked for; the next is mostly the same.
+    last: Option<TopicName>,
 }
 
 /// The most text that a [`TopicCache`] keeps: some hundred topics of a usual length, and 16 MiB for 1,000 connections.
@@ -248,6 +250,15 @@ const TOPIC_CACHE_BYTES_MAX: usize = 16 * 1024;
 
 impl TopicCache {
     pub(crate) fn parse(&mut self, name: &[u8]) -> Result<TopicName, DecodeError> {
+        if let Some(last) = self.last.as_ref().filter(|last| last.as_str().as_bytes() == name) {
+            return Ok(last.clone());
+        }
+        let topic = self.find(name)?;
+        self.last = Some(topic.clone());
+        Ok(topic)
+    }
+
+    fn find(&mut self, name: &[u8]) -> Result<TopicName, DecodeError> {
         let name =
             std::str::from_utf8(name).map_err(|_| DecodeError::malformed("MQTT-1.5.4-1", "the topic is not UTF-8"))?;
         if let Some(topic) = self.topics.get(name) {

@@ -22,7 +22,7 @@ const OUTPUT_AHEAD_BYTES: usize = 64 * 1024;
 
 /// But no longer than this: a client that has not got them out by then is slow. Until it has, its messages are taken, and
 /// skipped when its output is full, so that it holds nobody back.
-const OUTPUT_AHEAD_MAX: Duration = Duration::from_millis(10);
+const OUTPUT_AHEAD_MAX: Duration = Duration::from_millis(50);
 
 type Fetching = Pin<Box<dyn Future<Output = (Wanted, Result<Fetched, ReadError>)> + Send>>;
 

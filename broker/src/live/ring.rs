@@ -26,8 +26,8 @@ use super::slots::{SlotSet, Space, meet};
 use crate::message::Message;
 use crate::topic::TopicFilter;
 
-/// Messages in the ring. With [`MESSAGE_BYTES`] each they are 2 MiB besides their payloads.
-pub(super) const MESSAGES_MAX: usize = 16 * 1024;
+/// Messages in the ring. With [`MESSAGE_BYTES`] each they are 4 MiB, half of [`BYTES_MAX`], besides their payloads.
+pub(super) const MESSAGES_MAX: usize = 32 * 1024;
 
 /// Bytes in the ring, unless a single batch is larger: 2,048 batches of a small message each, or 8 messages of 1 MiB.
 pub(super) const BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -42,7 +42,7 @@ pub(super) const BATCH_BYTES: usize = 4 * 1024;
 
 /// From here on publishers are asked to wait, until half of it is left: a small part of the ring, which a processor's
 /// cache holds.
-pub(super) const HELD_BACK_MESSAGES: usize = MESSAGES_MAX / 8;
+pub(super) const HELD_BACK_MESSAGES: usize = MESSAGES_MAX / 16;
 pub(super) const HELD_BACK_BYTES: usize = BYTES_MAX / 16;
 
 /// A reader takes batches until it has so many bytes: what it writes to its socket at a time.

@@ -13,8 +13,9 @@ use crate::topic::TopicName;
 /// any more. 24 bytes each.
 pub(super) const ACKS_OWED_MAX: usize = 4_096;
 
-/// QoS 0 messages that the shell must take before the next packet: 88 KiB besides their payloads.
-const VOLATILE_MAX: usize = 1_024;
+/// QoS 0 messages that the shell must take before the next packet: as many come between two pauses of a publisher that
+/// is held back.
+const VOLATILE_MAX: usize = 256;
 
 /// What a queued message costs besides its bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 200;

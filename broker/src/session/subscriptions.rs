@@ -63,6 +63,8 @@ pub(super) struct Subscriptions {
     shared_by_id: HashMap<u32, (TopicName, Arc<[TopicFilter]>)>,
     by_id: HashMap<u32, Remembered>,
     by_name: HashMap<TopicName, Option<Arc<Decision>>>,
+    /// The last of `by_name` that was asked for: a publisher mostly goes on with the same topic.
+    last: Option<(TopicName, Option<Arc<Decision>>)>,
 }
 
 impl Subscriptions {
@@ -123,6 +125,7 @@ impl Subscriptions {
         self.by_id.clear();
         self.by_name.clear();
         self.shared_by_id.clear();
+        self.last = None;
     }
 
     /// For a message of the log.
@@ -155,14 +158,11 @@ impl Subscriptions {
 
     /// For a live message.
     pub(super) fn decide_live(&mut self, topic: &TopicName, from_me: bool) -> Option<Arc<Decision>> {
-        let decision = match self.by_name.get(topic) {
-            Some(decision) => decision.clone(),
-            None => {
-                let decision = self.decide(topic, |_| true);
-                if self.by_name.len() >= DECISIONS_MAX {
-                    self.by_name.clear();
-                }
-                self.by_name.insert(topic.clone(), decision.clone());
+        let decision = match &self.last {
+            Some((last, decision)) if last.is_same(topic) => decision.clone(),
+            _ => {
+                let decision = self.remembered(topic);
+                self.last = Some((topic.clone(), decision.clone()));
                 decision
             }
         }?;
@@ -170,6 +170,18 @@ impl Subscriptions {
             return self.decide(topic, |subscription| !subscription.no_local);
         }
         Some(decision)
+    }
+
+    fn remembered(&mut self, topic: &TopicName) -> Option<Arc<Decision>> {
+        if let Some(decision) = self.by_name.get(topic) {
+            return decision.clone();
+        }
+        let decision = self.decide(topic, |_| true);
+        if self.by_name.len() >= DECISIONS_MAX {
+            self.by_name.clear();
+        }
+        self.by_name.insert(topic.clone(), decision.clone());
+        decision
     }
 
     fn decide(&self, topic: &TopicName, counts: impl Fn(&Subscription) -> bool) -> Option<Arc<Decision>> {

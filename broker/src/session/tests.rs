@@ -5,7 +5,8 @@ use super::*;
 use crate::auth::AllowAll;
 use crate::codec::tests::packet as codec_packet;
 use crate::codec::{
-    Decoder, PacketId, Property, Publish, RetainHandling, Subscribe, SubscribeFilter, SubscribeOptions, Text, Will,
+    Decoder, PacketId, Property, Publish, RetainHandling, Subscribe, SubscribeFilter, SubscribeOptions, Text,
+    Unsubscribe, Will,
 };
 use crate::log::LogMessage;
 use crate::topic::TopicName;
@@ -439,6 +440,46 @@ fn full_output() {
     wire.sent();
     assert!(wire.session.wants_packets());
     assert_eq!(wire.session.wants_log(), Some(Offset(1)));
+}
+
+// A live message for one subscription is delivered by that subscription's options, whatever the others match, and not at
+// all once it is gone.
+#[test]
+fn live_message_for_one_subscription() {
+    let mut wire = Wire::open(Limits::default(), connect(Version::V5));
+    for (identifier, filter) in [(1, "#"), (2, "t")] {
+        let options = SubscribeOptions {
+            qos: QoS::AtMostOnce,
+            no_local: false,
+            retain_as_published: identifier == 2,
+            retain_handling: RetainHandling::Never,
+        };
+        let filters = vec![SubscribeFilter { filter: Text::from(filter), options }];
+        let properties = vec![Property::SubscriptionIdentifier(identifier)];
+        wire.handle(Packet::Subscribe(Subscribe { packet_id: id(9), properties, filters }));
+        wire.events();
+    }
+    assert_eq!(wire.names(), ["SUBACK", "SUBACK"]);
+    let Packet::Publish(published) = publish(QoS::AtLeastOnce, 1) else { unreachable!() };
+    let message = Message {
+        topic: published.topic.unwrap(),
+        payload: published.payload,
+        properties: Bytes::new(),
+        qos: QoS::AtLeastOnce,
+        retain: true,
+        origin: 7,
+    };
+    let filter = TopicFilter::parse("t").unwrap();
+    wire.session.deliver_live_for(&filter, &message, wire.moment());
+    let [Packet::Publish(got)] = &wire.sent()[..] else { panic!("not one PUBLISH") };
+    assert_eq!((&got.subscription_identifiers[..], got.retain, got.qos), (&[2][..], true, QoS::AtMostOnce));
+    wire.handle(Packet::Unsubscribe(Unsubscribe {
+        packet_id: id(9),
+        properties: Vec::new(),
+        filters: vec![Text::from("t")],
+    }));
+    wire.session.deliver_live_for(&filter, &message, wire.moment());
+    assert_eq!(wire.names(), ["UNSUBACK"]);
 }
 
 proptest::proptest! {

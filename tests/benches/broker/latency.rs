@@ -16,7 +16,7 @@ use crate::packet::{self, Block, PUBACK, PUBACK_BYTES};
 use crate::peers::Broker;
 use crate::process::{self, Cost};
 
-/// What is sent in this time from the start is not measured: connections and caches are cold.
+/// What is sent in this time from the start is not measured, or in the first quarter if that is less: caches are cold.
 const WARM_UP: Duration = Duration::from_millis(300);
 
 /// Sending times of a publisher that are remembered; more messages are never without acknowledgement here.
@@ -75,7 +75,8 @@ pub(crate) fn run(broker: &Broker, plan: Plan, time: Duration) -> anyhow::Result
         sent_ns: streams.iter().map(|_| (0..SENT_MAX).map(|_| AtomicU64::new(0)).collect()).collect(),
         total: AtomicU64::new(u64::MAX),
     };
-    let mut receiver = Receiver::new(poll, &streams, &subscriber, plan);
+    let warm_up = WARM_UP.min(time / 4);
+    let mut receiver = Receiver::new(poll, &streams, &subscriber, plan.qos);
     let (usage, commits) = (broker.usage(), broker.commits());
     let (sent, received) = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| {
@@ -92,10 +93,10 @@ pub(crate) fn run(broker: &Broker, plan: Plan, time: Duration) -> anyhow::Result
     let receiving_ns = received.map_err(|_| anyhow::anyhow!("the receiver's thread panicked"))??;
     Ok(Outcome {
         sent,
-        missing: sent.saturating_sub(receiver.delivered),
+        missing: sent.saturating_sub(receiver.delivered.len() as u64),
         elapsed: receiver.last.unwrap_or(start) - start,
-        acknowledged: latency(&mut receiver.acknowledged_ns),
-        delivered: latency(&mut receiver.delivered_ns),
+        acknowledged: latency(&receiver.acknowledged, warm_up),
+        delivered: latency(&receiver.delivered, warm_up),
         generator_cpu_ns: sending_ns + receiving_ns,
         broker: usage.and_then(|before| Some(broker.usage()?.since(&before))),
         commits: commits.and_then(|before| Some(broker.commits()? - before)),
@@ -159,11 +160,15 @@ struct Receiver<'a> {
     /// The publishers' connections, then the subscriber's.
     streams: Vec<Incoming<'a>>,
     qos: u8,
-    acknowledged: u64,
-    delivered: u64,
-    acknowledged_ns: Vec<u64>,
-    delivered_ns: Vec<u64>,
+    acknowledged: Vec<Times>,
+    delivered: Vec<Times>,
     last: Option<Instant>,
+}
+
+/// Since the start.
+struct Times {
+    sent_ns: u64,
+    arrived_ns: u64,
 }
 
 struct Incoming<'a> {
@@ -175,16 +180,14 @@ struct Incoming<'a> {
 }
 
 impl<'a> Receiver<'a> {
-    fn new(poll: Poll, publishers: &'a [TcpStream], subscriber: &'a TcpStream, plan: Plan) -> Receiver<'a> {
+    fn new(poll: Poll, publishers: &'a [TcpStream], subscriber: &'a TcpStream, qos: u8) -> Receiver<'a> {
         let incoming = |stream| Incoming { stream, rest: Vec::new(), acknowledged: 0 };
         Receiver {
             poll,
             streams: publishers.iter().chain([subscriber]).map(incoming).collect(),
-            qos: plan.qos,
-            acknowledged: 0,
-            delivered: 0,
-            acknowledged_ns: Vec::new(),
-            delivered_ns: Vec::new(),
+            qos,
+            acknowledged: Vec::new(),
+            delivered: Vec::new(),
             last: None,
         }
     }
@@ -202,8 +205,8 @@ impl<'a> Receiver<'a> {
             if !events.is_empty() || total == u64::MAX {
                 idle_since = Instant::now();
             }
-            let all_acknowledged = self.qos == 0 || self.acknowledged >= total;
-            if (self.delivered >= total && all_acknowledged) || idle_since.elapsed() > PATIENCE {
+            let all_acknowledged = self.qos == 0 || self.acknowledged.len() as u64 >= total;
+            if (self.delivered.len() as u64 >= total && all_acknowledged) || idle_since.elapsed() > PATIENCE {
                 return Ok(());
             }
         }
@@ -252,9 +255,8 @@ impl<'a> Receiver<'a> {
             let expected = packet::packet_id(incoming.acknowledged).to_be_bytes();
             ensure!(body == expected, "PUBACK {body:?} instead of {expected:?}");
             let sent_ns = sent_ns[incoming.acknowledged as usize % SENT_MAX].load(Ordering::Acquire);
-            record(&mut self.acknowledged_ns, sent_ns, now_ns);
+            self.acknowledged.push(Times { sent_ns, arrived_ns: now_ns });
             incoming.acknowledged += 1;
-            self.acknowledged += 1;
             bytes = &bytes[end..];
         }
         Ok(bytes)
@@ -268,8 +270,7 @@ impl<'a> Receiver<'a> {
             if let Some(id) = delivery.packet_id {
                 acks.extend_from_slice(&[PUBACK[0], PUBACK[1], id[0], id[1]]);
             }
-            record(&mut self.delivered_ns, delivery.sent_ns, now_ns);
-            self.delivered += 1;
+            self.delivered.push(Times { sent_ns: delivery.sent_ns, arrived_ns: now_ns });
             bytes = &bytes[end..];
         }
         // A few packets fit into a socket whose peer reads.
@@ -279,15 +280,11 @@ impl<'a> Receiver<'a> {
     }
 }
 
-fn record(latencies_ns: &mut Vec<u64>, sent_ns: u64, now_ns: u64) {
-    if u128::from(sent_ns) > WARM_UP.as_nanos() {
-        latencies_ns.push(now_ns.saturating_sub(sent_ns));
-    }
-}
-
-fn latency(latencies_ns: &mut [u64]) -> Option<Latency> {
+fn latency(times: &[Times], warm_up: Duration) -> Option<Latency> {
+    let measured = times.iter().filter(|times| u128::from(times.sent_ns) >= warm_up.as_nanos());
+    let mut latencies_ns: Vec<u64> = measured.map(|times| times.arrived_ns.saturating_sub(times.sent_ns)).collect();
     latencies_ns.sort_unstable();
     let last = latencies_ns.len().checked_sub(1)?;
-    let at_ms = |share: usize| latencies_ns[last * share / 100] as f64 / 1e6;
+    let at_ms = |percent: usize| latencies_ns[last * percent / 100] as f64 / 1e6;
     Some(Latency { p50_ms: at_ms(50), p99_ms: at_ms(99) })
 }

@@ -51,6 +51,14 @@ pub(crate) struct Plan {
     pub(crate) in_flight: usize,
 }
 
+/// When publishers stop.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limit {
+    pub(crate) time: Duration,
+    /// Of each publisher, give or take a block.
+    pub(crate) messages: u64,
+}
+
 /// What came of it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outcome {
@@ -66,8 +74,8 @@ pub(crate) struct Outcome {
     pub(crate) commits: Option<u64>,
 }
 
-/// Publishes for `time` and waits until everything was delivered or nothing comes any more.
-pub(crate) fn run(broker: &Broker, plan: Plan, time: Duration) -> anyhow::Result<Outcome> {
+/// Publishes, and waits until everything was delivered or nothing comes any more.
+pub(crate) fn run(broker: &Broker, plan: Plan, limit: Limit) -> anyhow::Result<Outcome> {
     let mut subscribers = Subscribers::connect(broker.addr, plan)?;
     let mut publishers = Publishers::connect(broker.addr, plan)?;
     let (usage, commits) = (broker.usage(), broker.commits());
@@ -75,7 +83,7 @@ pub(crate) fn run(broker: &Broker, plan: Plan, time: Duration) -> anyhow::Result
     let start = Instant::now();
     let (published, received) = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| with_cpu(|| subscribers.run(&due)));
-        let published = with_cpu(|| publishers.run(start + time));
+        let published = with_cpu(|| publishers.run(start + limit.time, limit.messages));
         // Whatever happened, the subscribers must come to an end.
         let sent: u64 = publishers.all.iter().map(|publisher| publisher.sent).sum();
         due.store(sent * u64::from(plan.subscribers), Ordering::Release);
@@ -173,20 +181,21 @@ impl Publishers {
         Ok(Publishers { poll, all })
     }
 
-    /// Publishes until the deadline and waits for what is not acknowledged yet.
-    fn run(&mut self, deadline: Instant) -> anyhow::Result<()> {
+    /// Publishes until the deadline, or so many messages each, and waits for what is not acknowledged yet.
+    fn run(&mut self, deadline: Instant, messages_max: u64) -> anyhow::Result<()> {
         let mut events = Events::with_capacity(1_024);
         let mut buffer = vec![0; READ_BYTES];
         let mut progress_at = Instant::now();
         loop {
-            let sends = Instant::now() < deadline;
+            let in_time = Instant::now() < deadline;
             let (mut wrote, mut more, mut done) = (false, false, true);
             for publisher in &mut self.all {
+                let sends = in_time && publisher.sent < messages_max;
                 wrote |= publisher.write(sends)?;
                 more |= sends && publisher.writable && publisher.window.is_none();
-                done &= publisher.is_done();
+                done &= !sends && publisher.is_done();
             }
-            if done && !sends {
+            if done {
                 return Ok(());
             }
             if !wrote && !more {

@@ -23,12 +23,16 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 
+use load::Limit;
 use peers::Kind;
 use scenario::{Metric, Sample, Scenario, Work};
 use table::{Figure, Spent, median};
 
 /// Runs of `--quick`, which shows that the benchmark works and measures nothing.
-const QUICK_TIME: Duration = Duration::from_millis(200);
+const QUICK: Limit = Limit { time: Duration::from_millis(200), messages: 2_000 };
+
+/// A broker that drops everything takes no more than this from a publisher, whatever the time.
+const MESSAGES_MAX: u64 = 20_000_000;
 
 #[derive(Parser)]
 #[command(about = "Measures the gateway's broker against mosquitto, and its log against a plain file.")]
@@ -67,15 +71,16 @@ fn main() -> anyhow::Result<ExitCode> {
         options.quick = true;
     }
     let peer = peer(&options);
-    let (runs, time) = match options.quick {
-        true => (1, QUICK_TIME),
-        false => (options.runs.max(1), Duration::from_secs_f64(options.seconds)),
+    let time = Duration::try_from_secs_f64(options.seconds).context("--seconds")?;
+    let (runs, limit) = match options.quick {
+        true => (1, QUICK),
+        false => (options.runs.max(1), Limit { time, messages: MESSAGES_MAX }),
     };
     println!("{}; load average {} at the start", process::machine(), process::load_average());
-    println!("medians of {runs} runs of {:.1} s, gateway and peer in turn\n", time.as_secs_f64());
+    println!("medians of {runs} runs of {:.1} s, gateway and peer in turn\n", limit.time.as_secs_f64());
     let (mut figures, mut spent, mut broken) = (Vec::new(), Vec::new(), 0);
     for scenario in scenario::ALL.iter().filter(|scenario| scenario.name.contains(&options.only)) {
-        let (ours, theirs) = measure(scenario, peer, runs, time)?;
+        let (ours, theirs) = measure(scenario, peer, runs, limit)?;
         broken += ours.iter().map(|sample| sample.broken).sum::<u64>();
         figures.extend(scenario.figures.iter().map(|(name, metric, target)| Figure {
             scenario: scenario.name.to_owned(),
@@ -112,7 +117,8 @@ fn peer(options: &Options) -> Option<Kind> {
     match peers::mosquitto_version() {
         Some(version) => {
             println!("The peer is {version}, in memory only, without limits.");
-            Some(Kind::Mosquitto)
+            // Each scenario chooses what is faster.
+            Some(Kind::Mosquitto { tcp_nodelay: true })
         }
         None => {
             println!("mosquitto is not installed: only the gateway is measured.");
@@ -126,18 +132,22 @@ fn measure(
     scenario: &Scenario,
     peer: Option<Kind>,
     runs: usize,
-    time: Duration,
+    limit: Limit,
 ) -> anyhow::Result<(Vec<Sample>, Vec<Sample>)> {
+    let peer = peer.map(|kind| match kind {
+        Kind::Mosquitto { .. } => Kind::Mosquitto { tcp_nodelay: scenario.peer_nodelay },
+        other => other,
+    });
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for run in 1..=runs {
         if let Work::Ingest(plan) = scenario.work {
-            let (log, plain) = scenario::run_ingest(plan, time)?;
+            let (log, plain) = scenario::run_ingest(plan, limit.time)?;
             ours.push(log);
             theirs.push(plain);
         } else {
-            ours.push(scenario.run(Kind::Gateway { commit_delay_ms: scenario.commit_delay_ms }, time)?);
+            ours.push(scenario.run(Kind::Gateway { commit_delay_ms: scenario.commit_delay_ms }, limit)?);
             if let Some(peer) = peer {
-                theirs.push(scenario.run(peer, time)?);
+                theirs.push(scenario.run(peer, limit)?);
             }
         }
         let rate = |samples: &[Sample]| samples.last().and_then(|sample| sample.rate).unwrap_or_default();

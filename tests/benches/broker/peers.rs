@@ -20,8 +20,13 @@ const SCRATCH: &str = env!("CARGO_TARGET_TMPDIR");
 /// Which broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    Gateway { commit_delay_ms: u64 },
-    Mosquitto,
+    Gateway {
+        commit_delay_ms: u64,
+    },
+    /// Either setting is faster somewhere: without delay each packet leaves at once, in a segment of its own.
+    Mosquitto {
+        tcp_nodelay: bool,
+    },
     Running(SocketAddr),
 }
 
@@ -29,7 +34,7 @@ impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Kind::Gateway { .. } => f.write_str("gateway"),
-            Kind::Mosquitto => f.write_str("mosquitto"),
+            Kind::Mosquitto { .. } => f.write_str("mosquitto"),
             Kind::Running(addr) => addr.fmt(f),
         }
     }
@@ -78,8 +83,8 @@ impl Broker {
                 let gateway = Gateway::start(program, dir.path(), &log)?;
                 (gateway.mqtt, Process::Gateway(gateway))
             }
-            Kind::Mosquitto => {
-                let (addr, child) = start_mosquitto(dir.path())?;
+            Kind::Mosquitto { tcp_nodelay } => {
+                let (addr, child) = start_mosquitto(dir.path(), tcp_nodelay)?;
                 (addr, Process::Mosquitto(child))
             }
             Kind::Running(addr) => (addr, Process::Running),
@@ -111,19 +116,19 @@ impl Broker {
 }
 
 /// Everything in memory, nothing limited, nothing logged: mosquitto at its fastest that loses nothing.
-fn mosquitto_config(port: u16) -> String {
+fn mosquitto_config(port: u16, tcp_nodelay: bool) -> String {
     format!(
-        "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\n\
+        "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay {tcp_nodelay}\n\
          max_queued_messages 0\nmax_queued_bytes 0\nmax_inflight_messages 0\nmax_inflight_bytes 0\nmemory_limit 0\n\
          sys_interval 0\nlog_dest none\n"
     )
 }
 
-fn start_mosquitto(dir: &Path) -> anyhow::Result<(SocketAddr, Ended)> {
+fn start_mosquitto(dir: &Path, tcp_nodelay: bool) -> anyhow::Result<(SocketAddr, Ended)> {
     // The port is free when mosquitto binds it, unless another process is quicker: then it ends, and the wait fails.
     let addr = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let config = dir.join("mosquitto.conf");
-    std::fs::write(&config, mosquitto_config(addr.port()))?;
+    std::fs::write(&config, mosquitto_config(addr.port(), tcp_nodelay))?;
     let child = Command::new("mosquitto")
         .arg("-c")
         .arg(&config)

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::load::Limit;
 use crate::peers::{self, Broker, Kind};
 use crate::process::Cost;
 use crate::table::Target;
@@ -21,6 +22,8 @@ const RSS_MIB_MAX: f64 = 64.0;
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) commit_delay_ms: u64,
+    /// What is faster for mosquitto: with Nagle's algorithm it needs fewer segments, but waits where few are in flight.
+    pub(crate) peer_nodelay: bool,
     pub(crate) work: Work,
     pub(crate) figures: &'static [(&'static str, Metric, Option<Target>)],
 }
@@ -65,7 +68,7 @@ const fn durable(name: &'static str, publishers: u32, in_flight: usize, payload_
         ],
     };
     let plan = load::Plan { publishers, subscribers: 1, qos: 1, payload_bytes, in_flight };
-    Scenario { name, commit_delay_ms: 0, work: Work::Rate(plan), figures }
+    Scenario { name, commit_delay_ms: 0, peer_nodelay: in_flight < 100, work: Work::Rate(plan), figures }
 }
 
 const fn fan(name: &'static str, publishers: u32, subscribers: u32) -> Scenario {
@@ -74,7 +77,7 @@ const fn fan(name: &'static str, publishers: u32, subscribers: u32) -> Scenario 
         ("deliveries/s", |s| s.rate, Some(Target::TimesPeerMin(1.5))),
         ("not delivered %", |s| s.missing_percent, None),
     ];
-    Scenario { name, commit_delay_ms: 0, work: Work::Rate(plan), figures }
+    Scenario { name, commit_delay_ms: 0, peer_nodelay: false, work: Work::Rate(plan), figures }
 }
 
 const fn paced(qos: u8) -> Work {
@@ -87,7 +90,7 @@ const fn ingest(name: &'static str, publishers: usize, batch_rows: usize) -> Sce
         ("rows/s", |s| s.rate, Some(Target::TimesPeerMin(0.7))),
         ("to acknowledgement p50 ms", |s| s.puback_p50_ms, None),
     ];
-    Scenario { name, commit_delay_ms: 0, work: Work::Ingest(plan), figures }
+    Scenario { name, commit_delay_ms: 0, peer_nodelay: false, work: Work::Ingest(plan), figures }
 }
 
 /// Everything that is measured, in order.
@@ -103,6 +106,7 @@ pub(crate) const ALL: [Scenario; 14] = [
     Scenario {
         name: "paced-durable",
         commit_delay_ms: 0,
+        peer_nodelay: true,
         work: paced(1),
         figures: &[
             ("to PUBACK p50 ms", |s| s.puback_p50_ms, Some(Target::Max(0.5))),
@@ -114,6 +118,7 @@ pub(crate) const ALL: [Scenario; 14] = [
     Scenario {
         name: "paced-durable-10ms",
         commit_delay_ms: DEFAULT_COMMIT_DELAY_MS,
+        peer_nodelay: true,
         work: paced(1),
         figures: &[
             ("to PUBACK p50 ms", |s| s.puback_p50_ms, Some(Target::Max(DEFAULT_COMMIT_DELAY_MS as f64 + 0.5))),
@@ -123,6 +128,7 @@ pub(crate) const ALL: [Scenario; 14] = [
     Scenario {
         name: "paced-qos0",
         commit_delay_ms: DEFAULT_COMMIT_DELAY_MS,
+        peer_nodelay: true,
         work: paced(0),
         figures: &[
             ("to subscriber p50 ms", |s| s.delivery_p50_ms, Some(Target::TimesPeerMax(1.5))),
@@ -137,11 +143,11 @@ pub(crate) const ALL: [Scenario; 14] = [
 
 impl Scenario {
     /// One run of one broker.
-    pub(crate) fn run(&self, kind: Kind, time: Duration) -> anyhow::Result<Sample> {
+    pub(crate) fn run(&self, kind: Kind, limit: Limit) -> anyhow::Result<Sample> {
         let broker = Broker::start(kind)?;
         match self.work {
-            Work::Rate(plan) => rate(&broker, plan, time),
-            Work::Latency(plan) => paced_sample(&broker, plan, time),
+            Work::Rate(plan) => rate(&broker, plan, limit),
+            Work::Latency(plan) => paced_sample(&broker, plan, limit.time),
             Work::Ingest(_) => Ok(Sample::default()),
         }
         .with_context(|| format!("{} against {kind}", self.name))
@@ -200,8 +206,8 @@ fn costs(broker: &Broker, counts: &Counts) -> Sample {
     }
 }
 
-fn rate(broker: &Broker, plan: load::Plan, time: Duration) -> anyhow::Result<Sample> {
-    let outcome = load::run(broker, plan, time)?;
+fn rate(broker: &Broker, plan: load::Plan, limit: Limit) -> anyhow::Result<Sample> {
+    let outcome = load::run(broker, plan, limit)?;
     let counts = Counts {
         messages: outcome.delivered,
         payload_bytes: plan.payload_bytes,

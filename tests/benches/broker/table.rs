@@ -50,7 +50,7 @@ pub(crate) fn median(values: impl IntoIterator<Item = Option<f64>>) -> Option<f6
 
 impl Figure {
     fn cells(&self) -> [String; 7] {
-        let ratio = self.ours.zip(self.peer).map(|(ours, peer)| ours / peer);
+        let ratio = self.ours.zip(self.peer.filter(|peer| *peer > 0.0)).map(|(ours, peer)| ours / peer);
         let (target, met) = match self.target {
             None => (String::new(), None),
             Some(Target::TimesPeerMin(times)) => (format!("≥ {times} × peer"), ratio.map(|ratio| ratio >= times)),

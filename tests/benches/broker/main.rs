@@ -100,7 +100,7 @@ fn main() -> anyhow::Result<ExitCode> {
     println!("What a message cost (medians; messages/s: least and most of the runs):\n\n{}", table::spent(&spent));
     println!("load average {} at the end", process::load_average());
     if broken > 0 {
-        println!("\nThe gateway lost, repeated or reordered {broken} acknowledged messages.");
+        println!("\nThe gateway lost, repeated or reordered {broken} messages that it must not.");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)

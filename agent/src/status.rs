@@ -144,7 +144,7 @@ pub struct BrokerStatus {
     pub received_durable: u64,
     /// Publishes sent.
     pub delivered: u64,
-    /// QoS 0 deliveries skipped because a subscriber or the fan-out was too slow.
+    /// QoS 0 deliveries skipped because a subscriber was too slow.
     pub skipped: u64,
     /// Messages that retention dropped before a subscriber had read them.
     pub lost: u64,

@@ -7,6 +7,7 @@
 mod appends;
 mod feed;
 mod io;
+mod opening;
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -19,16 +20,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until, timeout};
 
-use crate::auth::Login;
 use crate::clock;
-use crate::codec::{Connect, Decoder, Reason};
-use crate::live::Channels;
-use crate::log::Offset;
+use crate::codec::{Decoder, Reason};
+use crate::keeper;
+use crate::log::{AppendError, Offset, SessionCursor};
 use crate::message::Message;
 use crate::registry::Place;
 use crate::server::{Hub, Stranger};
 use crate::session::{Ended, Event, Moment, Session};
 use crate::stats::count;
+use crate::topic::TopicFilter;
 use appends::Appends;
 use feed::Feed;
 use io::Io;
@@ -42,9 +43,6 @@ const FINISH_MAX: Duration = Duration::from_secs(2);
 /// How long the last bytes may take to leave, and how long the client may take to close its end.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 const LINGER_MAX: Duration = Duration::from_millis(200);
-
-/// How long a takeover waits for the connection it replaces; that one needs [`FINISH_MAX`] at most.
-const TAKEOVER_MAX: Duration = Duration::from_secs(10);
 
 /// The longest pause of a publisher whose QoS 0 messages live fan-out cannot keep up with, after each read.
 const PACE_PAUSE_MAX: Duration = Duration::from_millis(20);
@@ -79,12 +77,17 @@ struct Connection<S> {
     appends: Appends,
     feed: Feed,
     head: watch::Receiver<Offset>,
+    /// Members of its groups gave messages back.
+    returned: watch::Receiver<u64>,
     /// Until the client is accepted.
     stranger: Option<Stranger>,
     /// From then on.
     place: Option<Place>,
     stop: watch::Receiver<bool>,
     will: Option<Message>,
+    /// An update of the stored session on its way to the disk.
+    storing: Option<Storing>,
+    cursor: Option<SessionCursor>,
     closed: bool,
     pause: Option<Pause>,
     timer: Pin<Box<Sleep>>,
@@ -93,17 +96,20 @@ struct Connection<S> {
 
 /// A publisher is not read for a moment, because others cannot keep up with its QoS 0 messages.
 struct Pause {
-    /// Until their subscribers have caught up.
-    channels: Channels,
+    /// Until the subscribers' tasks have caught up.
+    for_room: bool,
     /// But no longer.
     until: Instant,
 }
+
+type Storing = Pin<Box<dyn Future<Output = Result<(), AppendError>> + Send>>;
 
 /// What woke the connection up.
 enum Wake {
     Io(std::io::Result<io::Progress>),
     Appended(appends::Outcome),
     Fed(feed::Fed),
+    Stored(Result<(), AppendError>),
     /// The head of the log moved, or a deadline passed.
     Look,
     Close(Reason),
@@ -119,12 +125,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             decoder: Decoder::server(hub.limits.packet_bytes_max),
             input: BytesMut::new(),
             appends: Appends::default(),
-            feed: Feed::new(&hub.live),
+            feed: Feed::default(),
             head: hub.log.watch_head(),
+            returned: hub.shares.watch_returned(),
             stranger: Some(stranger),
             place: None,
             stop,
             will: None,
+            storing: None,
+            cursor: None,
             closed: false,
             pause: None,
             timer: Box::pin(sleep_until(now.into())),
@@ -134,7 +143,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn moment(&mut self) -> Moment {
-        Moment { at: Instant::now(), utc_us: clock::now_us(), head: self.hub.log.head() }
+        let log = &self.hub.log;
+        let filters_fit = log.sessions().has_room_for_filters();
+        Moment { at: Instant::now(), utc_us: clock::now_us(), head: log.head(), filters_fit }
     }
 
     async fn run(&mut self) {
@@ -145,7 +156,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.session.pump(moment);
             self.handle_events().await;
             self.append(moment);
-            self.feed.fetch(&self.hub.log, &self.session, moment);
+            self.store(moment);
+            self.session.update_groups();
+            self.feed.fetch(&self.hub.log, &mut self.session, moment);
             self.feed.count(&mut self.session, &self.hub.counters);
             if self.closed {
                 return;
@@ -158,27 +171,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Hands the packets that are there to the session.
     fn decode(&mut self, moment: Moment) {
-        if self.pause.is_some() {
-            return;
-        }
-        while self.session.wants_packets() {
-            match self.decoder.decode(&mut self.input) {
-                Ok(Some(packet)) => self.session.handle(packet, moment),
-                Ok(None) => break,
-                Err(error) => self.session.malformed(error, self.decoder.version()),
+        while self.pause.is_none() {
+            while self.session.wants_packets() {
+                match self.decoder.decode(&mut self.input) {
+                    Ok(Some(packet)) => self.session.handle(packet, moment),
+                    Ok(None) => break,
+                    Err(error) => self.session.malformed(error, self.decoder.version()),
+                }
             }
+            let volatile = self.session.take_volatile();
+            if volatile.is_empty() {
+                return;
+            }
+            self.publish_volatile(volatile, moment);
         }
-        let volatile = self.session.take_volatile();
-        if volatile.is_empty() {
-            return;
-        }
+    }
+
+    fn publish_volatile(&mut self, volatile: Vec<Message>, moment: Moment) {
         count(&self.hub.counters.received_volatile, volatile.len() as u64);
         let logged = self.log_telemetry(&volatile, moment);
-        let channels = self.hub.live.publish(&volatile);
-        if channels != [0; 2] {
-            self.pause = Some(Pause { channels, until: moment.at + PACE_PAUSE_MAX });
+        if self.hub.publish_live(volatile) {
+            self.pause = Some(Pause { for_room: true, until: moment.at + PACE_PAUSE_MAX });
         } else if !logged {
-            self.pause = Some(Pause { channels, until: moment.at + LOG_PAUSE });
+            self.pause = Some(Pause { for_room: false, until: moment.at + LOG_PAUSE });
         }
     }
 
@@ -212,7 +227,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             for durable in batch.iter_mut().filter(|durable| !durable.log) {
                 durable.log = self.is_telemetry(&durable.message);
             }
-            self.appends.push(&self.hub, batch, moment.utc_us);
+            self.appends.push(&self.hub, batch, self.session.stored_id(), moment.utc_us);
+        }
+    }
+
+    /// Stores what the session has to store, one update at a time.
+    fn store(&mut self, moment: Moment) {
+        if let Some(cursor) = &self.cursor {
+            cursor.advance(self.session.progress(moment).position);
+        }
+        if self.storing.is_none()
+            && let Some(update) = self.session.take_update(moment)
+        {
+            let log = self.hub.log.clone();
+            self.storing = Some(Box::pin(async move { log.store_session(update).await }));
         }
     }
 
@@ -220,10 +248,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         while let Some(event) = self.session.poll_event() {
             match event {
                 Event::Connect(connect) => self.connect(&connect).await,
-                Event::Watch { filter, before, after } => {
-                    let slot = self.feed.watch(&self.hub.live, &filter, before, after);
-                    self.session.live_changed(&filter, slot);
-                }
+                Event::Join { filter, counts, is_new } => self.join(&filter, counts, is_new),
+                Event::Left { filter, counted } => self.hub.left(&filter, counted),
+                Event::Watch { filter, qos } => self.feed.watch(&self.hub.live, &filter, qos),
                 Event::FetchRetained(filter) => {
                     self.retained_is_current().await;
                     let messages = self.hub.log.retained().matching(&filter);
@@ -234,13 +261,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Event::Close => self.closed = true,
             }
         }
-        self.feed.apply(&self.hub.live);
-        if self.session.awaits_live() && self.feed.is_ready(Instant::now()) {
-            self.session.live_ready();
-            let moment = self.moment();
-            self.session.pump(moment);
-            Box::pin(self.handle_events()).await;
+    }
+
+    fn join(&mut self, filter: &TopicFilter, counts: bool, is_new: bool) {
+        let moment = self.moment();
+        let key = self.feed.key(&self.hub.live);
+        let (member, start) = self.hub.shares.join(filter, (self.session.number(), key), moment.head);
+        if counts && is_new {
+            self.hub.shares.count_stored(filter, moment.head, true);
         }
+        self.session.joined(member, start, counts, moment);
     }
 
     /// The log moves its head, then the retained messages, then announces the head. A subscription that begins at the
@@ -251,61 +281,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let _ = self.head.wait_for(|announced| *announced >= head).await;
     }
 
-    /// Authenticates, takes the client identifier, and answers CONNECT.
-    async fn connect(&mut self, connect: &Connect) {
-        let username = connect.username.as_ref().map(|name| name.as_str());
-        let login = self.hub.authenticator.login(self.peer, username, connect.password.as_deref()).await;
-        let refusal = match login {
-            Login::Accepted => None,
-            Login::Wrong => Some(Reason::BadUserNameOrPassword),
-            Login::TooMany => Some(Reason::ConnectionRateExceeded),
-        };
-        if let Some(reason) = refusal {
-            tracing::info!(peer = %self.peer, username, %reason, "client refused");
-            return self.session.refuse(reason);
-        }
-        let number = self.hub.next_number();
-        let wish = connect.client_id.as_str();
-        let assigned = if wish.is_empty() { assigned_client_id() } else { None };
-        if wish.is_empty() && assigned.is_none() {
-            return self.session.refuse(Reason::ServerUnavailable);
-        }
-        let (place, predecessor) = self.hub.registry.take(assigned.as_deref().unwrap_or(wish), number);
-        let close = place.close.clone();
-        self.place = Some(place);
-        if let Some(predecessor) = predecessor {
-            count(&self.hub.counters.takeovers, 1);
-            tokio::select! {
-                waited = timeout(TAKEOVER_MAX, predecessor.gone()) => if waited.is_err() {
-                    return self.session.refuse(Reason::ServerBusy);
-                },
-                () = replaced(close) => return self.session.refuse(Reason::SessionTakenOver),
-                () = stopped(&mut self.stop) => return self.session.refuse(Reason::ServerShuttingDown),
-            }
-        }
-        self.stranger = None;
-        let moment = self.moment();
-        self.session.accept(number, assigned.as_deref(), moment);
-        tracing::debug!(peer = %self.peer, client = %self.session.identity().client_id, "client connected");
-    }
-
     /// Waits for anything that the session should know of.
     async fn wait(&mut self) -> Wake {
         let now = Instant::now();
         let reads = self.session.wants_packets() && self.pause.is_none();
         self.session.hold_keep_alive(!reads, now);
-        self.arm_timer();
+        let takes_live = self.feed.takes_live(self.session.output().len(), now);
+        self.arm_timer(now);
         let waits_for_head = self.feed.waits_for_head(&self.session);
+        let is_sharing = self.session.is_sharing();
         let place = self.place.as_mut();
         tokio::select! {
             progress = self.io.progress(&mut self.input, self.session.output(), reads) => Wake::Io(progress),
             outcome = self.appends.next(), if !self.appends.is_empty() => Wake::Appended(outcome),
-            fed = self.feed.next(&self.hub.live) => Wake::Fed(fed),
+            fed = self.feed.next(takes_live) => Wake::Fed(fed),
+            stored = stored(&mut self.storing), if self.storing.is_some() => {
+                self.storing = None;
+                Wake::Stored(stored)
+            }
             () = pause(&self.hub, &self.pause), if self.pause.is_some() => {
                 self.pause = None;
                 Wake::Look
             }
             _ = self.head.changed(), if waits_for_head => Wake::Look,
+            _ = self.returned.changed(), if is_sharing => Wake::Look,
             () = &mut self.timer, if self.timer_at.is_some() => {
                 self.timer_at = None;
                 Wake::Look
@@ -317,10 +316,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// The timer only ever moves when a deadline is nearer than before; a later one is found when it fires.
-    fn arm_timer(&mut self) {
+    fn arm_timer(&mut self, now: Instant) {
         let deadlines = [
             self.session.poll_timeout(),
-            self.feed.deadline(),
+            self.feed.deadline(now),
             self.io.stalled_since().map(|since| since + WRITE_STALL_MAX),
         ];
         let Some(deadline) = deadlines.into_iter().flatten().min() else { return };
@@ -339,6 +338,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 let moment = self.moment();
                 self.feed.deliver(fed, &mut self.session, &self.hub, moment);
             }
+            Wake::Stored(Ok(())) => {
+                let moment = self.moment();
+                self.session.stored(moment);
+            }
+            Wake::Stored(Err(_)) => self.session.shut(Reason::ServerShuttingDown),
             Wake::Look => {
                 let stalled = self.io.stalled_since().is_some_and(|since| since.elapsed() >= WRITE_STALL_MAX);
                 if stalled {
@@ -354,7 +358,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ok(_) => {
                 count(&self.hub.counters.received_durable, outcome.rows as u64);
                 self.session.committed(outcome.rows, Reason::Success);
-                self.hub.live.publish(&outcome.live);
+                self.hub.live.publish(outcome.live);
             }
             Err(error) => {
                 let reason = appends::reason(&error);
@@ -369,9 +373,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Ends what the session began: publishes to disk, the will, the client's place, the last bytes.
     async fn finish(mut self) {
-        self.feed.close(&self.hub.live).await;
-        if timeout(FINISH_MAX, self.settle()).await.is_err() {
-            tracing::warn!(client = %self.session.identity().client_id, "publishes or the will of a closed connection were not on disk in time");
+        self.feed.close();
+        // While the log is full publishes wait; the session and the will need not wait for them for ever.
+        let settled = timeout(FINISH_MAX, self.settle()).await.is_ok();
+        if !timeout(FINISH_MAX, self.store_end()).await.is_ok_and(|()| settled) {
+            tracing::warn!(client = %self.session.identity().client_id, "publishes or the end of a closed connection were not on disk in time");
         }
         self.count_end();
         // A client that comes back may do so now.
@@ -392,17 +398,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let outcome = self.appends.next().await;
             self.on_appended(outcome);
         }
-        let Some(will) = self.will.take() else { return };
-        count(&self.hub.counters.wills, 1);
-        let logged = will.qos > crate::message::QoS::AtMostOnce;
-        if logged || will.retain {
-            let append = appends::append(will.clone(), logged, clock::now_us());
-            if let Err(error) = self.hub.log.append(vec![append]).await {
-                tracing::warn!(topic = %will.topic, %error, "a will was not published");
-                return;
-            }
+    }
+
+    /// Stores what becomes of the session, and publishes the will if the session ends here.
+    async fn store_end(&mut self) {
+        if let Some(storing) = self.storing.take() {
+            // If it failed the log is closed, and what follows fails too.
+            let _ = storing.await;
         }
-        self.hub.live.publish(&[will]);
+        let moment = self.moment();
+        if let Some(update) = self.session.last_update(moment)
+            && let Err(error) = self.hub.log.store_session(update).await
+        {
+            tracing::warn!(client = %self.session.identity().client_id, %error, "the end of a session was not stored");
+        }
+        if let Some(will) = self.will.take()
+            && let Err(error) = keeper::publish_will(&self.hub, will, None).await
+        {
+            tracing::warn!(client = %self.session.identity().client_id, %error, "a will was not published");
+        }
     }
 
     fn count_end(&mut self) {
@@ -422,10 +436,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
+async fn stored(storing: &mut Option<Storing>) -> Result<(), AppendError> {
+    match storing {
+        Some(storing) => storing.await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn pause(hub: &Hub, pause: &Option<Pause>) {
     match pause {
-        Some(Pause { channels: [0, 0], until }) => sleep_until((*until).into()).await,
-        Some(Pause { channels, until }) => hub.live.caught_up(*channels, *until).await,
+        Some(Pause { for_room: true, until }) => hub.live.room(*until).await,
+        Some(Pause { for_room: false, until }) => sleep_until((*until).into()).await,
         None => {}
     }
 }
@@ -450,20 +471,7 @@ async fn told_to_close(place: Option<&mut Place>) -> Reason {
     }
 }
 
-/// Resolves when yet another client takes the identifier.
-async fn replaced(mut close: watch::Receiver<Option<Reason>>) {
-    // An error means that the entry is gone, which only a newer one does.
-    let _ = close.wait_for(Option::is_some).await;
-}
-
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error means that the broker was dropped.
     let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// An identifier for a client that brought none; `None` if the system has no random numbers.
-fn assigned_client_id() -> Option<String> {
-    let mut random = [0_u8; 12];
-    getrandom::fill(&mut random).ok()?;
-    Some(random.iter().fold(String::from("mw-"), |id, byte| id + &format!("{byte:02x}")))
 }

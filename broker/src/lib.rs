@@ -1,14 +1,14 @@
 //! The embedded MQTT broker: sessions, the durable log, retained messages and live fan-out.
 //!
 //! A client's publish at QoS 1 or 2 is acknowledged when the commit that holds it is on disk ([`log`]). Subscribers at
-//! QoS 1 and 2 are readers of that log; QoS 0 deliveries are fanned out live by rumqttd's router, which sees nothing
-//! that a client chose. [`codec`] reads and writes the protocol; the session between is a state machine without
+//! QoS 1 and 2 are readers of that log; QoS 0 deliveries are fanned out live, in memory. [`codec`] reads and writes the protocol; the session between is a state machine without
 //! socket, clock or database.
 
 pub mod auth;
 mod clock;
 pub mod codec;
 mod connection;
+mod keeper;
 mod limits;
 mod live;
 pub mod log;
@@ -17,7 +17,9 @@ mod registry;
 pub mod retained;
 mod server;
 mod session;
+mod shares;
 mod stats;
+mod sys;
 pub mod topic;
 
 pub use auth::{AllowAll, Authorize, Identity, UserError, Users, hash_password};

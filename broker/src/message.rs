@@ -1,4 +1,4 @@
-//! The message as sessions, the log and the router hand it to each other.
+//! The message as sessions, the log and live fan-out hand it to each other.
 
 use bytes::Bytes;
 
@@ -14,6 +14,18 @@ pub enum QoS {
     AtLeastOnce = 1,
     /// Exactly once.
     ExactlyOnce = 2,
+}
+
+impl QoS {
+    /// The QoS of two bits on the wire or in a file; 3 is none.
+    pub fn from_bits(bits: u8) -> Option<QoS> {
+        match bits {
+            0 => Some(QoS::AtMostOnce),
+            1 => Some(QoS::AtLeastOnce),
+            2 => Some(QoS::ExactlyOnce),
+            _ => None,
+        }
+    }
 }
 
 /// An application message. The payload is never interpreted by the broker.

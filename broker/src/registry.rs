@@ -64,6 +64,25 @@ impl Registry {
         (Place { registry, client_id: client_id.into(), number, close: closed, _alive: alive_sender }, predecessor)
     }
 
+    /// Takes the client identifier if no connection has it.
+    pub(crate) fn take_free(self: &Arc<Self>, client_id: &str, number: u32) -> Option<Place> {
+        let (close, closed) = watch::channel(None);
+        let (alive_sender, alive) = watch::channel(());
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if clients.contains_key(client_id) {
+            return None;
+        }
+        clients.insert(client_id.into(), Entry { number, close, alive });
+        drop(clients);
+        Some(Place {
+            registry: Arc::clone(self),
+            client_id: client_id.into(),
+            number,
+            close: closed,
+            _alive: alive_sender,
+        })
+    }
+
     /// Clients that have an identifier.
     pub(crate) fn len(&self) -> usize {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner).len()

@@ -1,8 +1,8 @@
 //! The broker as a whole: the accept loop, what connections share, start and shutdown.
 //!
-//! Owns the listening socket and the tasks: one per connection, one for the watchdog of live fan-out, and the accept loop
-//! that joins them all. Shutdown order: stop accepting; every connection gets DISCONNECT 0x8B, hands its publishes and
-//! its will to the log, and ends; then the watchdog. The log is its owner's to close, afterwards.
+//! Owns the listening socket and the tasks: one per connection, and the accept loop that joins them all. Shutdown order:
+//! stop accepting; every connection gets DISCONNECT 0x8B, hands its publishes and its will to the log, and ends. The log
+//! is its owner's to close, afterwards.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -17,12 +17,15 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::auth::{AllowAll, Authenticator, Authorize, Users};
 use crate::clock;
 use crate::connection;
+use crate::keeper;
 use crate::limits::Limits;
-use crate::live::{self, Live};
+use crate::live::Live;
 use crate::log::{Append, AppendError, Log, Offset};
 use crate::message::{Message, QoS};
 use crate::registry::Registry;
+use crate::shares::Shares;
 use crate::stats::{BrokerStats, Counters, count};
+use crate::sys;
 use crate::topic::TopicFilter;
 
 /// How long connections may take to end at shutdown.
@@ -37,6 +40,9 @@ const SILENT_MAX: Duration = Duration::from_secs(1);
 /// How long an evicted connection may take to go.
 const EVICTION_MAX: Duration = Duration::from_secs(2);
 
+/// Set in the numbers of stored sessions, which stay the same over restarts; the others are counted from 1.
+pub(crate) const STORED_NUMBER: u32 = 1 << 31;
+
 /// How to run a broker.
 #[derive(Debug, Clone)]
 pub struct BrokerConfig {
@@ -50,6 +56,8 @@ pub struct BrokerConfig {
     pub authorize: Arc<dyn Authorize>,
     /// What clients may take.
     pub limits: Limits,
+    /// How often statistics are published below `$SYS/broker/`; zero is never.
+    pub sys_interval: Duration,
 }
 
 impl Default for BrokerConfig {
@@ -60,6 +68,7 @@ impl Default for BrokerConfig {
             telemetry: Vec::new(),
             authorize: Arc::new(AllowAll),
             limits: Limits::default(),
+            sys_interval: Duration::from_secs(10),
         }
     }
 }
@@ -92,25 +101,52 @@ pub(crate) struct Hub {
     pub(crate) telemetry: Vec<TopicFilter>,
     pub(crate) log: Log,
     pub(crate) live: Live,
+    pub(crate) shares: Shares,
     pub(crate) registry: Arc<Registry>,
     pub(crate) counters: Counters,
     numbers: AtomicU32,
 }
 
 impl Hub {
-    fn stats(&self) -> BrokerStats {
+    pub(crate) fn stats(&self) -> BrokerStats {
         BrokerStats {
             clients: self.registry.len() as u64,
             fan_out_dropped: self.live.dropped(),
-            fan_out_restarts: self.live.rebuilt(),
             ..self.counters.read()
+        }
+    }
+
+    /// Fans messages out live; true if the publisher should wait for [`Live::room`].
+    pub(crate) fn publish_live(&self, messages: Vec<Message>) -> bool {
+        self.shares.give_live(&self.live, &messages);
+        self.live.publish(messages)
+    }
+
+    /// Publishes for the gateway itself at QoS 0; retained in memory if the message asks for it.
+    pub(crate) fn publish_volatile(&self, mut message: Message) {
+        message.qos = QoS::AtMostOnce;
+        message.origin = 0;
+        if message.retain
+            && let Err(error) = self.log.retained().set_volatile(message.clone())
+        {
+            tracing::warn!(topic = %message.topic, %error, "a volatile message is not retained");
+        }
+        self.publish_live(vec![message]);
+    }
+
+    /// A session left a group for good.
+    pub(crate) fn left(&self, filter: &TopicFilter, counted: bool) {
+        if counted {
+            self.shares.count_stored(filter, self.log.head(), false);
+        } else {
+            self.shares.tidy(filter);
         }
     }
 
     /// A number for a session; 0 is the gateway's own.
     pub(crate) fn next_number(&self) -> u32 {
         loop {
-            let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+            let number = self.numbers.fetch_add(1, Ordering::Relaxed) & !STORED_NUMBER;
             if number != 0 {
                 return number;
             }
@@ -125,7 +161,8 @@ pub struct Broker {
     local_addr: SocketAddr,
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
-    watchdog: JoinHandle<()>,
+    keeper: JoinHandle<()>,
+    sys: JoinHandle<()>,
 }
 
 impl Broker {
@@ -140,25 +177,23 @@ impl Broker {
             _ => BindError::Listen { address, source },
         })?;
         let local_addr = listener.local_addr().map_err(|source| BindError::Listen { address, source })?;
-        let live = Live::start(config.limits.connections_max).await;
         let hub = Arc::new(Hub {
             limits: Arc::new(config.limits),
             authorize: config.authorize,
             authenticator: Authenticator::new(config.users),
             telemetry: config.telemetry,
+            shares: Shares::new(log.sessions().take_shared()),
             log,
-            live: live.clone(),
+            live: Live::default(),
             registry: Arc::default(),
             counters: Counters::default(),
             numbers: AtomicU32::new(1),
         });
         let stop = watch::Sender::new(false);
         let accepting = tokio::spawn(accept(Arc::clone(&hub), listener, stop.subscribe()));
-        let mut stopped = stop.subscribe();
-        let watchdog = tokio::spawn(live::watch(live, async move {
-            let _ = stopped.wait_for(|stop| *stop).await;
-        }));
-        Ok(Broker { hub, local_addr, stop, accepting, watchdog })
+        let keeper = tokio::spawn(keeper::run(Arc::clone(&hub), stop.subscribe()));
+        let sys = tokio::spawn(sys::run(Arc::clone(&hub), config.sys_interval, stop.subscribe()));
+        Ok(Broker { hub, local_addr, stop, accepting, keeper, sys })
     }
 
     /// Where it listens.
@@ -179,15 +214,10 @@ impl Broker {
     /// Stops accepting, disconnects every client (0x8B in MQTT 5), and joins all tasks.
     pub async fn shutdown(self) {
         self.stop.send_replace(true);
-        // Either ended by panic only; there is nothing left to stop then.
+        // What ended by panic needs no stopping.
         let _ = self.accepting.await;
-        let _ = self.watchdog.await;
-    }
-
-    /// Crashes live fan-out, for tests of its watchdog.
-    #[doc(hidden)]
-    pub fn crash_fan_out(&self) {
-        self.hub.live.crash_router();
+        let _ = self.keeper.await;
+        let _ = self.sys.await;
     }
 }
 
@@ -208,7 +238,7 @@ impl Publisher {
         message.origin = 0;
         let append = Append { message: message.clone(), log: true, received_us: clock::now_us() };
         let offset = self.hub.log.append(vec![append]).await?;
-        self.hub.live.publish(&[message]);
+        self.hub.publish_live(vec![message]);
         Ok(offset)
     }
 
@@ -218,15 +248,8 @@ impl Publisher {
     }
 
     /// Publishes at QoS 0 to whoever is connected; retained in memory if the message asks for it. Never waits.
-    pub fn publish_volatile(&self, mut message: Message) {
-        message.qos = QoS::AtMostOnce;
-        message.origin = 0;
-        if message.retain
-            && let Err(error) = self.hub.log.retained().set_volatile(message.clone())
-        {
-            tracing::warn!(topic = %message.topic, %error, "a volatile message is not retained");
-        }
-        self.hub.live.publish(&[message]);
+    pub fn publish_volatile(&self, message: Message) {
+        self.hub.publish_volatile(message);
     }
 }
 

@@ -28,9 +28,9 @@ pub struct BrokerStats {
     pub received_durable: u64,
     /// Publishes sent.
     pub delivered: u64,
-    /// QoS 0 deliveries skipped because the subscriber was too slow.
+    /// QoS 0 deliveries skipped because the subscriber's client did not take them.
     pub skipped: u64,
-    /// QoS 0 deliveries dropped because fan-out was too slow.
+    /// QoS 0 deliveries dropped because the subscriber's task did not come to them in time.
     pub fan_out_dropped: u64,
     /// Deliveries not made because the client takes no packets of that size.
     pub too_large: u64,
@@ -42,8 +42,8 @@ pub struct BrokerStats {
     pub telemetry_not_logged: u64,
     /// Wills published.
     pub wills: u64,
-    /// How often fan-out was started again after it had died.
-    pub fan_out_restarts: u64,
+    /// Stored sessions that ended because their client stayed away too long.
+    pub sessions_expired: u64,
 }
 
 macro_rules! counters {
@@ -77,6 +77,7 @@ counters!(
     lost,
     telemetry_not_logged,
     wills,
+    sessions_expired,
 );
 
 /// Adds to a counter.

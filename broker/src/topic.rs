@@ -77,6 +77,11 @@ impl TopicName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether it is a clone of the other. If not, they may be equal nevertheless.
+    pub(crate) fn is_same(&self, other: &TopicName) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl std::borrow::Borrow<str> for TopicName {

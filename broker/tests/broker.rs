@@ -83,8 +83,6 @@ async fn unsubscribe_and_refused_filters() {
     client.publish("b", QoS::AtLeastOnce, b"").await;
     client.assert_quiet().await;
     assert_eq!(client.subscribe("a/#/b", QoS::AtLeastOnce).await, Reason::TopicFilterInvalid);
-    let shared = client.subscribe("$share/g/a", QoS::AtLeastOnce).await;
-    assert_eq!(shared, Reason::SharedSubscriptionsNotSupported);
     let mut old = Client::connect(gateway.addr(), Version::V311, "old").await;
     assert_eq!(old.subscribe("a/#/b", QoS::AtLeastOnce).await, Reason::UnspecifiedError);
 }
@@ -290,10 +288,14 @@ async fn telemetry_is_logged_at_qos_0() {
     assert_eq!(fetched.messages[0].message.qos, QoS::AtMostOnce);
 }
 
-// MQTT 5: an empty client identifier is assigned one, limits are announced, a long session is not promised.
+// MQTT 5: an empty client identifier is assigned one, limits are announced, a session is promised as long as it is kept.
 #[tokio::test(flavor = "multi_thread")]
 async fn connack_tells_the_terms() {
-    let gateway = Gateway::with(|config| config.limits.keep_alive_max_s = 30).await;
+    let gateway = Gateway::with(|config| {
+        config.limits.keep_alive_max_s = 30;
+        config.limits.session_expiry_max_s = 50;
+    })
+    .await;
     let wish = millwright_broker::codec::Connect {
         properties: vec![Property::SessionExpiryInterval(100)],
         ..connect(Version::V5, "")
@@ -302,7 +304,7 @@ async fn connack_tells_the_terms() {
     let has = |wanted: &dyn Fn(&Property) -> bool| connack.properties.iter().any(wanted);
     assert!(has(&|property| matches!(property, Property::AssignedClientIdentifier(id) if id.as_str().len() > 8)));
     assert!(has(&|property| *property == Property::ServerKeepAlive(30)));
-    assert!(has(&|property| *property == Property::SessionExpiryInterval(0)));
+    assert!(has(&|property| *property == Property::SessionExpiryInterval(50)));
     assert!(has(&|property| matches!(property, Property::MaximumPacketSize(_))));
     let nameless = millwright_broker::codec::Connect { clean_start: false, ..connect(Version::V311, "") };
     let (mut client, connack) = Client::connect_with(gateway.addr(), nameless).await;
@@ -389,4 +391,22 @@ async fn port_in_use() {
     let config = millwright_broker::BrokerConfig { listen: gateway.addr(), ..Default::default() };
     let error = millwright_broker::Broker::bind(config, gateway.log.clone()).await.unwrap_err();
     assert!(error.to_string().contains("in use"), "{error}");
+}
+
+// Statistics are below `$SYS/broker/`, retained and renewed, for those who ask for them by name; nobody else publishes
+// there. [MQTT-4.7.2-1]
+#[tokio::test(flavor = "multi_thread")]
+async fn sys_topics() {
+    let gateway = Gateway::with(|config| config.sys_interval = Duration::from_millis(20)).await;
+    let mut client = Client::connect(gateway.addr(), Version::V5, "c").await;
+    client.subscribe("#", QoS::AtMostOnce).await;
+    client.assert_quiet().await;
+    client.subscribe("$SYS/broker/clients/connected", QoS::AtMostOnce).await;
+    while client.message().await.payload != &b"1"[..] {}
+    let other = Client::connect(gateway.addr(), Version::V311, "o").await;
+    while client.message().await.payload != &b"2"[..] {}
+    drop(other);
+    while client.message().await.payload != &b"1"[..] {}
+    let reason = client.publish("$SYS/broker/clients/connected", QoS::AtLeastOnce, b"7").await;
+    assert_eq!(reason, Reason::NotAuthorized);
 }

@@ -36,7 +36,7 @@ impl Gateway {
             .arg("run")
             .arg("--config")
             .arg(&config)
-            .env("RUST_LOG", "info,rumqttd=off,tract=off")
+            .env("RUST_LOG", "info,tract=off")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -92,6 +92,11 @@ impl Gateway {
     /// Whether the process runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// What it has logged so far.

@@ -83,10 +83,7 @@ pub fn main() -> ExitCode {
 
 /// `RUST_LOG` overrides the default level.
 fn start_logs(level: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-        // The router logs each link as an error when it goes, which is what links do.
-        EnvFilter::new(format!("{level},rumqttd=off,tract=off"))
-    });
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},tract=off")));
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
 }

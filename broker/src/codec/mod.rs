@@ -24,7 +24,7 @@ pub use error::DecodeError;
 pub(crate) use properties::put as put_property;
 use properties::put_varint;
 pub use properties::{MessageProperties, PROPERTIES_PER_PACKET_MAX, Property};
-pub(crate) use publish::Outgoing;
+pub(crate) use publish::OutgoingPublish;
 pub(crate) use publish::TopicCache;
 pub use publish::{PacketId, Publish};
 pub use reader::Text;

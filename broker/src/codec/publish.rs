@@ -151,7 +151,7 @@ fn without(whole: Bytes, cuts: &[(usize, usize)]) -> Bytes {
 }
 
 pub(super) fn encode(publish: &Publish, version: Version, out: &mut BytesMut) {
-    let outgoing = Outgoing {
+    let outgoing = OutgoingPublish {
         dup: publish.dup,
         qos: publish.qos,
         retain: publish.retain,
@@ -167,7 +167,7 @@ pub(super) fn encode(publish: &Publish, version: Version, out: &mut BytesMut) {
 }
 
 /// A PUBLISH on its way out, borrowed from the message it carries.
-pub(crate) struct Outgoing<'m> {
+pub(crate) struct OutgoingPublish<'m> {
     pub(crate) dup: bool,
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
@@ -181,7 +181,7 @@ pub(crate) struct Outgoing<'m> {
     pub(crate) payload: &'m [u8],
 }
 
-impl Outgoing<'_> {
+impl OutgoingPublish<'_> {
     /// Bytes of the whole packet.
     pub(crate) fn len(&self, version: Version) -> usize {
         let body = self.body_len(version);
@@ -241,6 +241,8 @@ impl Outgoing<'_> {
 pub(crate) struct TopicCache {
     topics: HashSet<TopicName>,
     bytes: usize,
+    /// The last that was asked for; the next is mostly the same.
+    last: Option<TopicName>,
 }
 
 /// The most text that a [`TopicCache`] keeps: some hundred topics of a usual length, and 16 MiB for 1,000 connections.
@@ -248,6 +250,15 @@ const TOPIC_CACHE_BYTES_MAX: usize = 16 * 1024;
 
 impl TopicCache {
     pub(crate) fn parse(&mut self, name: &[u8]) -> Result<TopicName, DecodeError> {
+        if let Some(last) = self.last.as_ref().filter(|last| last.as_str().as_bytes() == name) {
+            return Ok(last.clone());
+        }
+        let topic = self.find(name)?;
+        self.last = Some(topic.clone());
+        Ok(topic)
+    }
+
+    fn find(&mut self, name: &[u8]) -> Result<TopicName, DecodeError> {
         let name =
             std::str::from_utf8(name).map_err(|_| DecodeError::malformed("MQTT-1.5.4-1", "the topic is not UTF-8"))?;
         if let Some(topic) = self.topics.get(name) {

@@ -410,7 +410,7 @@ fn expiry_is_found_and_replaced() {
     assert!(found.payload_is_text);
     let (at, seconds) = found.expiry.unwrap();
     assert_eq!(seconds, 300);
-    let outgoing = Outgoing {
+    let outgoing = OutgoingPublish {
         dup: false,
         qos: QoS::AtMostOnce,
         retain: false,

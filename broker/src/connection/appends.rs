@@ -5,7 +5,8 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use crate::codec::Reason;
+use crate::codec::{PacketId, Reason};
+use crate::log::sessions::{SessionId, SessionUpdate};
 use crate::log::{Append, AppendError, Offset};
 use crate::message::{Message, QoS};
 use crate::server::Hub;
@@ -54,15 +55,22 @@ impl Appends {
     }
 
     /// Queues a batch.
-    pub(super) fn push(&mut self, hub: &Hub, batch: Vec<Durable>, received_us: i64) {
+    pub(super) fn push(&mut self, hub: &Hub, batch: Vec<Durable>, session: Option<SessionId>, received_us: i64) {
         let rows = batch.len();
+        let received: Vec<PacketId> = batch.iter().filter_map(|durable| durable.receipt).collect();
+        let update = session.filter(|_| !received.is_empty());
+        let update = update.map(|id| Box::new(SessionUpdate { received, ..SessionUpdate::of(id) }));
         let live = batch.iter().map(|durable| &durable.message).filter(|message| hub.live.wants(message.qos));
         let live = live.cloned().collect();
         let batch: Vec<Append> =
             batch.into_iter().map(|durable| append(durable.message, durable.log, received_us)).collect();
         let log = hub.log.clone();
-        let mut pending =
-            Pending { rows, live, appending: Box::pin(async move { log.append(batch).await }), result: None };
+        let mut pending = Pending {
+            rows,
+            live,
+            appending: Box::pin(async move { log.append_with(batch, update).await }),
+            result: None,
+        };
         // A future does nothing until it is polled: this puts the batch into the log's queue, before any later one.
         pending.poll(&mut Context::from_waker(Waker::noop()));
         self.pending.push_back(pending);

@@ -1,16 +1,59 @@
 //! Which slots want a topic.
 //!
-//! Filters of all sessions are counted here; the first [`SLOTS`] different ones have a slot of their own, more share.
+//! Filters of all sessions are counted here; the first [`SLOTS`] different ones have a slot of their own, more share. A
+//! session matches every message itself, so a shared slot costs time, never a wrong delivery.
 
 use std::collections::HashMap;
 
-use super::{Channels, Space};
-use crate::message::QoS;
-use crate::session::{SLOTS, Slot};
+use crate::message::{Message, QoS};
 use crate::topic::{TopicFilter, TopicName};
+
+/// Slots; a bit each in a `u64`.
+pub(super) const SLOTS: usize = 64;
+
+/// The number of a slot.
+pub(super) type Slot = u8;
 
 /// Topics whose slots are remembered: 16,384 × about 150 bytes = 2.4 MiB for usual topics.
 const TOPICS_MAX: usize = 16_384;
+
+/// Which live messages; a subscription at QoS 1 wants those of one space only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Space {
+    /// Published at QoS 0.
+    Volatile,
+    /// Published at QoS 1 or 2, for subscriptions at QoS 0.
+    Durable,
+}
+
+impl Space {
+    pub(super) fn of(published: QoS) -> Space {
+        if published == QoS::AtMostOnce { Space::Volatile } else { Space::Durable }
+    }
+
+    pub(super) fn index(self) -> usize {
+        match self {
+            Space::Volatile => 0,
+            Space::Durable => 1,
+        }
+    }
+}
+
+/// A set of slots: a bit for each, by [`Space`].
+pub(crate) type SlotSet = [u64; 2];
+
+/// Whether two sets have a slot in common.
+pub(super) fn meet(one: SlotSet, other: SlotSet) -> bool {
+    one[0] & other[0] | one[1] & other[1] != 0
+}
+
+/// The slot alone, in the spaces from which a subscription at this QoS is fed live.
+pub(super) fn wanted_by(qos: QoS, slot: Slot) -> SlotSet {
+    spaces(qos).iter().fold([0; 2], |mut set, space| {
+        set[space.index()] = 1 << slot;
+        set
+    })
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -28,7 +71,7 @@ pub(super) struct Slots {
     /// How many filters are wanted, by space.
     wanted: [usize; 2],
     /// Kept up to date when filters come and go.
-    topics: HashMap<TopicName, Channels>,
+    topics: HashMap<TopicName, SlotSet>,
 }
 
 impl Default for Slots {
@@ -39,7 +82,7 @@ impl Default for Slots {
 
 /// The spaces from which a subscription at this QoS is fed live: at QoS 0 both; at QoS 1 and 2 durable messages come
 /// from the log.
-pub(super) fn spaces(qos: QoS) -> &'static [Space] {
+fn spaces(qos: QoS) -> &'static [Space] {
     match qos {
         QoS::AtMostOnce => &[Space::Volatile, Space::Durable],
         _ => &[Space::Volatile],
@@ -85,9 +128,9 @@ impl Slots {
     /// The slot is wanted for the topics of a filter from now on.
     fn begin(&mut self, filter: &TopicFilter, slot: Slot, space: usize) {
         self.wanted[space] += 1;
-        for (topic, channels) in &mut self.topics {
+        for (topic, wanting) in &mut self.topics {
             if filter.matches(topic) {
-                channels[space] |= 1 << slot;
+                wanting[space] |= 1 << slot;
             }
         }
     }
@@ -99,7 +142,7 @@ impl Slots {
         if self.load.get(usize::from(slot)).is_some_and(|load| *load > 1) {
             self.topics.retain(|topic, _| !filter.matches(topic));
         } else {
-            self.topics.values_mut().for_each(|channels| channels[space] &= !(1 << slot));
+            self.topics.values_mut().for_each(|wanting| wanting[space] &= !(1 << slot));
         }
     }
 
@@ -114,15 +157,15 @@ impl Slots {
         self.wanted.map(|filters| filters > 0)
     }
 
-    /// The channels that want a topic.
-    pub(super) fn wanting(&mut self, topic: &TopicName) -> Channels {
-        if let Some(channels) = self.topics.get(topic) {
-            return *channels;
+    /// The slots that want a topic.
+    pub(super) fn wanting(&mut self, topic: &TopicName) -> SlotSet {
+        if let Some(slots) = self.topics.get(topic) {
+            return *slots;
         }
-        let mut channels = [0; 2];
+        let mut slots = [0; 2];
         for (filter, entry) in &self.filters {
             if filter.matches(topic) {
-                for (bits, wanted) in channels.iter_mut().zip(entry.wanted) {
+                for (bits, wanted) in slots.iter_mut().zip(entry.wanted) {
                     *bits |= u64::from(wanted > 0) << entry.slot;
                 }
             }
@@ -130,8 +173,27 @@ impl Slots {
         if self.topics.len() >= TOPICS_MAX {
             self.topics.clear();
         }
-        self.topics.insert(topic.clone(), channels);
-        channels
+        self.topics.insert(topic.clone(), slots);
+        slots
+    }
+
+    /// The slots that want each message, in its space, and those of all together.
+    pub(super) fn wanting_each(&mut self, messages: &[Message]) -> (Vec<u64>, SlotSet) {
+        let mut all = [0; 2];
+        let mut each = Vec::with_capacity(messages.len());
+        let mut last: Option<(&TopicName, SlotSet)> = None;
+        for message in messages {
+            // A publisher mostly goes on with the same topic.
+            let wanting = match last {
+                Some((topic, wanting)) if topic.is_same(&message.topic) => wanting,
+                _ => self.wanting(&message.topic),
+            };
+            last = Some((&message.topic, wanting));
+            let space = Space::of(message.qos).index();
+            each.push(wanting[space]);
+            all[space] |= wanting[space];
+        }
+        (each, all)
     }
 }
 
@@ -194,8 +256,8 @@ mod tests {
         }
         assert_eq!(slots.load, [3; SLOTS]);
         for number in 0..3 * SLOTS {
-            let channels = slots.wanting(&TopicName::parse(&format!("t/{number}")).unwrap());
-            assert_eq!(channels.map(u64::count_ones), [1, 1]);
+            let slots = slots.wanting(&TopicName::parse(&format!("t/{number}")).unwrap());
+            assert_eq!(slots.map(u64::count_ones), [1, 1]);
         }
     }
 }

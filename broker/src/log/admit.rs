@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::error::AppendError;
 use super::limits::row_page_fraction;
+use super::sessions::SessionUpdate;
 use super::store::Batch;
 use super::topics::Topics;
 use super::{LogMessage, Offset};
@@ -31,8 +32,18 @@ pub(crate) struct Job {
     pub(crate) entries: Vec<Entry>,
     /// Payloads and properties with their overhead: what it holds of the queue.
     pub(crate) bytes: usize,
+    /// What its session has to store in the same commit.
+    pub(crate) session: Option<Box<SessionUpdate>>,
     /// Nobody waits for telemetry at QoS 0.
     pub(crate) reply: Option<oneshot::Sender<Result<Offset, AppendError>>>,
+    pub(crate) queued_at: Instant,
+}
+
+/// Changes of a session on their way to the writer.
+#[derive(Debug)]
+pub(crate) struct SessionJob {
+    pub(crate) update: SessionUpdate,
+    pub(crate) reply: oneshot::Sender<Result<(), AppendError>>,
     pub(crate) queued_at: Instant,
 }
 
@@ -44,11 +55,35 @@ pub(crate) struct Ack {
     pub(crate) queued_at: Instant,
 }
 
+/// Changes of sessions that came without messages: they need not wait while there is no room for messages.
+#[derive(Debug, Default)]
+pub(crate) struct SessionGroup {
+    pub(crate) updates: Vec<SessionUpdate>,
+    pub(crate) replies: Vec<oneshot::Sender<Result<(), AppendError>>>,
+}
+
+impl SessionGroup {
+    pub(crate) fn add(&mut self, job: SessionJob) {
+        self.updates.push(job.update);
+        self.replies.push(job.reply);
+    }
+
+    /// Tells everyone.
+    pub(crate) fn answer(self, answer: &Result<(), AppendError>) {
+        for reply in self.replies {
+            // The session may have gone.
+            let _ = reply.send(answer.clone());
+        }
+    }
+}
+
 /// One group commit in the making.
 #[derive(Debug, Default)]
 pub(crate) struct Group {
     pub(crate) batch: Batch,
     pub(crate) acks: Vec<Ack>,
+    /// Changes of sessions that came without messages.
+    pub(crate) sessions: SessionGroup,
     /// What it holds of the queue's bytes.
     pub(crate) queue_bytes: usize,
     /// Payload and property bytes that are logged.
@@ -66,9 +101,21 @@ impl Group {
         pages + pages / 64 + 8
     }
 
+    /// Counts what a session has to store; its rows are in up to five tables.
+    fn count_session(&mut self, update: &SessionUpdate) {
+        self.page_fractions += row_page_fraction(update.bytes()) + 64;
+    }
+
+    /// Adds changes of a session that came without messages.
+    pub(crate) fn add_session(&mut self, job: SessionJob) {
+        self.count_session(&job.update);
+        self.sessions.add(job);
+    }
+
     /// Whether it holds nothing to write.
     pub(crate) fn is_empty(&self) -> bool {
-        self.batch.messages.is_empty() && self.batch.retained.is_empty()
+        let Batch { messages, retained, sessions, .. } = &self.batch;
+        messages.is_empty() && retained.is_empty() && sessions.is_empty() && self.sessions.updates.is_empty()
     }
 }
 
@@ -194,6 +241,10 @@ impl Admission {
             if entry.log {
                 group.batch.messages.push(entry.message);
             }
+        }
+        if let Some(update) = job.session {
+            group.count_session(&update);
+            group.batch.sessions.push(*update);
         }
         group.queue_bytes += job.bytes;
         group.acks.push(Ack { reply: job.reply, first, queued_at: job.queued_at });

@@ -76,6 +76,8 @@ pub struct Limits {
     pub topics_max: usize,
     /// Registered cursors.
     pub cursors_max: usize,
+    /// Stored sessions; about 300 bytes of memory each.
+    pub sessions_max: usize,
     /// Retained messages, and again as many in memory only.
     pub retained_count_max: usize,
     /// Bytes of the retained messages, and again as many in memory only.
@@ -97,6 +99,7 @@ impl Default for Limits {
             message_bytes_max: 16 * 1_024 * 1_024,
             topics_max: 100_000,
             cursors_max: 10_000,
+            sessions_max: 10_000,
             retained_count_max: 65_536,
             retained_bytes_max: 64 * 1_024 * 1_024,
         }
@@ -138,6 +141,8 @@ pub(crate) struct Budget {
     pub(crate) tail_bytes_max: usize,
     /// Bytes of topic names.
     pub(crate) topic_bytes_max: usize,
+    /// Bytes of the filters of all stored sessions.
+    pub(crate) session_bytes_max: usize,
 }
 
 impl Budget {
@@ -174,6 +179,7 @@ impl Budget {
             retained_bytes_max: limits.retained_bytes_max.min(to_usize(usable_bytes / 4)),
             tail_bytes_max: limits.tail_bytes_max.min(to_usize(usable_bytes / 4)),
             topic_bytes_max: to_usize(16 * MIB).min(to_usize(usable_bytes / 8)),
+            session_bytes_max: to_usize(16 * MIB).min(to_usize(usable_bytes / 16)),
         })
     }
 

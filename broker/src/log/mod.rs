@@ -16,6 +16,11 @@
 //! | `partition` | `first_offset` (rowid), `number` | the partition tables; one ends where the next begins |
 //! | `retained` | `id`, `topic`, `stored_us`, `offset`, `flags`, `properties`, `payload` | the retained message of each topic |
 //! | `cursor` | `name`, `position` | the first message each consumer needs; may be behind what it said, never ahead |
+//! | `session` | `id`, `client_id`, `username`, `expiry_s`, `ended_us`, `read_from`, `position` | MQTT sessions that outlive their connections; `ended_us` is NULL while there is one |
+//! | `subscription` | `session`, `filter`, `options`, `identifier`, `since` | their subscriptions; `options` as in SUBSCRIBE |
+//! | `outgoing` | `session`, `packet_id`, `sequence`, `offset`, `flags` | messages sent and not finished; in `flags` what is waited for (0 PUBACK, 1 PUBREC, 2 PUBCOMP) and in bit 2 whether it was a retained one |
+//! | `incoming` | `session`, `packet_id` | QoS 2 identifiers between PUBLISH and PUBREL |
+//! | `will` | `session`, `delay_s`, `due_us`, `topic`, `flags`, `properties`, `payload` | their wills; `due_us` is NULL while the client is connected |
 //! | `gap` | `id`, `from_offset`, `to_offset`, `rows`, `bytes`, `at_us`, `cursors` | what was dropped before the named cursors had passed it; `to_offset` is behind the last |
 //! | `meta` | `key`, `value` | `log_id`; `next_offset`, `next_partition`, `next_topic`: lower bounds that survive dropping |
 //!
@@ -54,6 +59,8 @@ mod partition;
 mod reader;
 mod retention;
 mod schema;
+mod session_book;
+pub(crate) mod sessions;
 mod shared;
 mod stats;
 mod store;
@@ -77,7 +84,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::message::Message;
 use crate::retained::Retained;
-use admit::{Entry, Job};
+use admit::{Entry, Job, SessionJob};
 pub use cursor::Cursor;
 pub use error::{AppendError, CursorError, FullReason, NotQueued, OpenError, QueueFull, ReadError};
 pub use limits::{
@@ -85,10 +92,12 @@ pub use limits::{
     POOL_READERS_MAX, QUOTA_BYTES_MIN,
 };
 pub use reader::LogReader;
+pub(crate) use session_book::{Due, SessionBook, SessionCursor};
+use sessions::{SessionId, SessionUpdate, StoredSession};
 use shared::Shared;
 pub use stats::{CursorStats, LogStats};
 pub use verify::{VerifyReport, verify};
-use writer::{CONTROL_MAX, Control, Writer};
+use writer::{CONTROL_MAX, Control, Queues, SESSION_JOBS_MAX, Writer};
 
 /// A position in the log. The first message has offset 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -255,6 +264,7 @@ pub struct Log {
 struct Inner {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Job>,
+    sessions: mpsc::Sender<SessionJob>,
     control: mpsc::Sender<Control>,
     pool: reader::Pool,
     /// The writer's thread and the lock on the directory, until the log is closed.
@@ -270,18 +280,20 @@ impl Log {
     pub fn open(config: LogConfig) -> Result<Opened, OpenError> {
         let limits = &config.limits;
         let (queue, queued) = mpsc::channel(limits.queue_batches_max.max(1));
+        let (sessions, session_jobs) = mpsc::channel(SESSION_JOBS_MAX);
         let (control, requests) = mpsc::channel(CONTROL_MAX);
+        let queues = Queues { queue: queued, sessions: session_jobs, control: requests };
         let parts = open::open(config)?;
         let shared = Arc::clone(&parts.shared);
         let (store, admission) = (parts.store, parts.admission);
         let writer = thread::Builder::new()
             .name("log-writer".to_owned())
-            .spawn(move || Writer::new(parts.shared, store, admission, queued, requests).run())
+            .spawn(move || Writer::new(parts.shared, store, admission, queues).run())
             .map_err(OpenError::Spawn)?;
         // Nothing else sets it.
         let _ = shared.writer.set(writer.thread().clone());
         let owned = Mutex::new(Some((writer, parts.lock)));
-        let inner = Inner { shared, queue, control, pool: reader::Pool::default(), owned };
+        let inner = Inner { shared, queue, sessions, control, pool: reader::Pool::default(), owned };
         Ok(Opened { log: Log { inner: Arc::new(inner) }, set_aside: parts.set_aside })
     }
 
@@ -297,8 +309,17 @@ impl Log {
     /// # Errors
     /// An [`AppendError`] that names the limit, or that the log was closed.
     pub async fn append(&self, batch: Vec<Append>) -> Result<Offset, AppendError> {
+        self.append_with(batch, None).await
+    }
+
+    /// As [`Log::append`], with what a session has to store in the same commit.
+    pub(crate) async fn append_with(
+        &self,
+        batch: Vec<Append>,
+        session: Option<Box<SessionUpdate>>,
+    ) -> Result<Offset, AppendError> {
         let shared = &self.inner.shared;
-        if batch.is_empty() {
+        if batch.is_empty() && session.is_none() {
             return Ok(self.head());
         }
         let bytes = self.check(&batch)?;
@@ -310,7 +331,7 @@ impl Log {
         room.forget();
         let rows = batch.len();
         shared.queued(rows, bytes);
-        slot.send(job(batch, bytes, Some(reply)));
+        slot.send(job(batch, bytes, session, Some(reply)));
         answer.await.map_err(|_| AppendError::Closed)?
     }
 
@@ -337,7 +358,7 @@ impl Log {
             (Ok(room), Ok(slot)) => {
                 room.forget();
                 shared.queued(batch.len(), bytes);
-                slot.send(job(batch, bytes, None));
+                slot.send(job(batch, bytes, None, None));
                 Ok(())
             }
             (_, Err(mpsc::error::TrySendError::Closed(()))) => back(batch, NotQueued::Refused(AppendError::Closed)),
@@ -420,6 +441,30 @@ impl Log {
         finished.await.map_err(|_| AppendError::Closed)
     }
 
+    /// Stores changes of a session; resolves when they are on disk. Does not wait for room for messages.
+    ///
+    /// # Errors
+    /// [`AppendError::Closed`] if the log was closed before.
+    pub(crate) async fn store_session(&self, update: SessionUpdate) -> Result<(), AppendError> {
+        let slot = self.inner.sessions.reserve().await.map_err(|_| AppendError::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        slot.send(SessionJob { update, reply, queued_at: Instant::now() });
+        answer.await.map_err(|_| AppendError::Closed)?
+    }
+
+    /// Reads a stored session; `None` if it has ended.
+    ///
+    /// # Errors
+    /// What SQLite says if the disk cannot be read.
+    pub(crate) async fn load_session(&self, id: SessionId) -> Result<Option<StoredSession>, ReadError> {
+        self.inner.pool.with(&self.inner.shared, move |reader| reader.session(id)).await
+    }
+
+    /// Which sessions are stored.
+    pub(crate) fn sessions(&self) -> &SessionBook {
+        &self.inner.shared.sessions
+    }
+
     /// The retained messages.
     pub fn retained(&self) -> &Retained {
         &self.inner.shared.retained
@@ -458,7 +503,12 @@ impl Drop for Inner {
 }
 
 /// A batch for the writer. The messages are allocated here, in the publisher's thread.
-fn job(batch: Vec<Append>, bytes: usize, reply: Option<oneshot::Sender<Result<Offset, AppendError>>>) -> Job {
+fn job(
+    batch: Vec<Append>,
+    bytes: usize,
+    session: Option<Box<SessionUpdate>>,
+    reply: Option<oneshot::Sender<Result<Offset, AppendError>>>,
+) -> Job {
     let entries = batch
         .into_iter()
         .map(|Append { message, log, received_us }| Entry {
@@ -466,5 +516,5 @@ fn job(batch: Vec<Append>, bytes: usize, reply: Option<oneshot::Sender<Result<Of
             log,
         })
         .collect();
-    Job { entries, bytes, reply, queued_at: Instant::now() }
+    Job { entries, bytes, session, reply, queued_at: Instant::now() }
 }

@@ -17,9 +17,10 @@ use super::cursor::Cursors;
 use super::error::OpenError;
 use super::limits::{Budget, QUICK_CHECK_BYTES_MAX};
 use super::reader::is_damage;
+use super::session_book::SessionBook;
 use super::shared::Shared;
 use super::store::Store;
-use super::{LogConfig, LogId, Offset, schema};
+use super::{LogConfig, LogId, Offset, schema, sessions};
 use crate::clock;
 use crate::retained::{Retained, RetainedMessage};
 use crate::topic::TopicName;
@@ -56,13 +57,14 @@ pub(crate) fn open(mut config: LogConfig) -> Result<Parts, OpenError> {
         }
         other => other,
     };
-    let Loaded { store, id, head, oldest, cursors, retained, lost } = loaded.map_err(|attempt| match attempt {
-        Attempt::Refused(error) => error,
-        // A database that was just created cannot be read back: the disk itself is at fault.
-        Attempt::Corrupt => {
-            OpenError::NotWritable { path: path.clone(), source: io::Error::other("a new database is corrupt") }
-        }
-    })?;
+    let Loaded { store, id, head, oldest, cursors, retained, sessions, lost } =
+        loaded.map_err(|attempt| match attempt {
+            Attempt::Refused(error) => error,
+            // A database that was just created cannot be read back: the disk itself is at fault.
+            Attempt::Corrupt => {
+                OpenError::NotWritable { path: path.clone(), source: io::Error::other("a new database is corrupt") }
+            }
+        })?;
     sync_dir(&config.dir);
     let limits = &config.limits;
     let mut book = RetainedBook::new(limits.retained_count_max, budget.retained_bytes_max);
@@ -73,7 +75,8 @@ pub(crate) fn open(mut config: LogConfig) -> Result<Parts, OpenError> {
         Admission { next: head, book, topics_max: limits.topics_max, topic_bytes_max: budget.topic_bytes_max };
     let retained = Retained::new(retained, limits.retained_count_max, limits.retained_bytes_max);
     let cursors = Cursors::new(cursors, head);
-    let shared = Shared::new(config, budget, id, path, (oldest, head), cursors, retained);
+    let sessions = SessionBook::new(sessions, config.limits.sessions_max, budget.session_bytes_max);
+    let shared = Shared::new(config, budget, id, path, (oldest, head), cursors, sessions, retained);
     shared.counters.lost_rows.store(lost.0, std::sync::atomic::Ordering::Relaxed);
     shared.counters.lost_bytes.store(lost.1, std::sync::atomic::Ordering::Relaxed);
     Ok(Parts { shared: Arc::new(shared), store, admission, lock, set_aside })
@@ -112,6 +115,7 @@ struct Loaded {
     oldest: u64,
     cursors: Vec<(String, u64)>,
     retained: Vec<Arc<RetainedMessage>>,
+    sessions: sessions::Found,
     lost: (u64, u64),
 }
 
@@ -130,7 +134,10 @@ fn load(path: &Path, config: &LogConfig, budget: &Budget) -> Result<Loaded, Atte
         let source = io::Error::from(io::ErrorKind::PermissionDenied);
         return Err(Attempt::Refused(OpenError::NotWritable { path: path.to_owned(), source }));
     }
+    schema::upgrade(&connection).map_err(refused)?;
+    sessions::end_connections(&connection, clock::now_us()).map_err(refused)?;
     let id = log_id(&connection).map_err(refused)?.ok_or(Attempt::Corrupt)?;
+    let sessions = sessions::list(&connection).map_err(refused)?;
     let cursors = load_cursors(&connection).map_err(refused)?;
     let retained = load_retained(&connection).map_err(refused)?;
     let lost = connection
@@ -141,7 +148,7 @@ fn load(path: &Path, config: &LogConfig, budget: &Budget) -> Result<Loaded, Atte
     let loaded = Store::load(connection, path.to_owned(), budget.clone(), &config.limits);
     let (store, head) = loaded.map_err(refused)?;
     let oldest = store.partitions.oldest().map_or(head, |oldest| oldest.first);
-    Ok(Loaded { store, id, head, oldest, cursors, retained, lost })
+    Ok(Loaded { store, id, head, oldest, cursors, retained, sessions, lost })
 }
 
 /// Looks at what is there without changing it. Gives whether it is a log; nothing, or an empty database, is not yet.
@@ -179,7 +186,7 @@ fn check(connection: &Connection, bytes: u64) -> rusqlite::Result<bool> {
     if bytes <= QUICK_CHECK_BYTES_MAX {
         return is_whole(connection, "PRAGMA quick_check(1)");
     }
-    for table in ["sqlite_schema", "meta", "topic", "partition", "retained", "cursor", "gap"] {
+    for table in schema::small_tables(connection)? {
         if !is_whole(connection, &format!("PRAGMA quick_check('{table}')"))? {
             return Ok(false);
         }

@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 
 use super::error::ReadError;
 use super::limits::{FETCH_ROWS_MAX, POOL_READERS_MAX};
+use super::sessions::{self, SessionId, StoredSession};
 use super::shared::Shared;
 use super::tail::message_bytes;
 use super::{FetchLimit, Fetched, Gap, GapKind, LogMessage, Offset, schema};
@@ -60,6 +61,14 @@ impl DiskReader {
             let _ = self.connection.execute_batch("ROLLBACK");
         }
         result
+    }
+
+    /// One stored session, as one state of the file has it.
+    pub(crate) fn session(&mut self, id: SessionId) -> Result<Option<StoredSession>, ReadError> {
+        let transaction = self.connection.transaction()?;
+        let session = sessions::load(&transaction, id)?;
+        transaction.commit()?;
+        Ok(session)
     }
 
     fn read_in_transaction(&mut self, from: u64, head: u64, limit: FetchLimit) -> Result<Fetched, ReadError> {
@@ -267,6 +276,16 @@ impl Pool {
         from: Offset,
         limit: FetchLimit,
     ) -> Result<Fetched, ReadError> {
+        let head = Arc::clone(shared);
+        self.with(shared, move |reader| reader.read(from.0, head.head(), limit)).await
+    }
+
+    /// Works with a connection of the pool, on a thread that may block.
+    pub(crate) async fn with<T: Send + 'static>(
+        &self,
+        shared: &Arc<Shared>,
+        work: impl FnOnce(&mut DiskReader) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ReadError> {
         let _permit = self.permits.acquire().await.map_err(|_| ReadError::Closed)?;
         let idle = self.lock().pop();
         let shared = Arc::clone(shared);
@@ -275,15 +294,15 @@ impl Pool {
                 Some(reader) => reader,
                 None => DiskReader::open(&shared.path)?,
             };
-            let fetched = reader.read(from.0, shared.head(), limit)?;
-            Ok::<_, ReadError>((reader, fetched))
+            let result = work(&mut reader)?;
+            Ok::<_, ReadError>((reader, result))
         });
         // A connection that failed is not used again.
-        let (reader, fetched) = read.await.map_err(|_| ReadError::Closed)??;
+        let (reader, result) = read.await.map_err(|_| ReadError::Closed)??;
         if !self.permits.is_closed() {
             self.lock().push(reader);
         }
-        Ok(fetched)
+        Ok(result)
     }
 
     /// Closes the connections; reads fail from here on.

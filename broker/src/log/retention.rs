@@ -8,9 +8,26 @@ use std::sync::atomic::Ordering;
 
 use super::WhenFull;
 use super::error::{FullReason, StoreError};
-use super::limits::{FRAME_BYTES, PAGE_BYTES};
+use super::limits::{CURSOR_NAME_BYTES_MAX, FRAME_BYTES, PAGE_BYTES};
 use super::store::DropPlan;
 use super::writer::Writer;
+
+/// What the gap ledger writes before the client identifier of a session.
+const SESSION: &str = "session ";
+
+/// Names for the ledger, cut at [`CURSOR_NAME_BYTES_MAX`] bytes.
+fn join(names: &[String]) -> String {
+    let mut joined = String::new();
+    for (index, name) in names.iter().enumerate() {
+        if index > 0 && joined.len() + name.len() > CURSOR_NAME_BYTES_MAX {
+            joined.push_str(&format!(" and {} more", names.len() - index));
+            break;
+        }
+        joined.push_str(if index > 0 { ", " } else { "" });
+        joined.push_str(name);
+    }
+    joined
+}
 
 /// Why a commit has to wait.
 #[derive(Debug)]
@@ -45,14 +62,12 @@ impl Writer {
             return Err(Obstacle::Full(FullReason::NothingToDrop { bytes, bytes_max }));
         };
         let (first, end) = (oldest.first, self.store.partitions.oldest_end(head));
-        let lost = match (self.shared.cursors.needing(end), self.shared.config.when_full) {
-            (None, _) => None,
-            (Some((_, position, names)), WhenFull::DropOldest) => Some((position.max(first), names)),
-            (Some((cursor, position, _)), WhenFull::Refuse) => {
-                let position = super::Offset(position);
-                return Err(Obstacle::Full(FullReason::Cursor { cursor, position, bytes, bytes_max }));
-            }
-        };
+        let cursors = self.shared.cursors.needing(end);
+        if let (Some((cursor, position, _)), WhenFull::Refuse) = (&cursors, self.shared.config.when_full) {
+            let (cursor, position) = (cursor.clone(), super::Offset(*position));
+            return Err(Obstacle::Full(FullReason::Cursor { cursor, position, bytes, bytes_max }));
+        }
+        let lost = self.losers(cursors.map(|(_, position, names)| (position, names)), first, end);
         // The positions go into the same commit: after a crash no cursor may stand before what was dropped for it.
         let changes = self.shared.cursors.changes();
         match self.store.drop_oldest(&DropPlan { lost, end, head }, &changes) {
@@ -71,6 +86,17 @@ impl Writer {
                 Err(error.into())
             }
         }
+    }
+
+    /// Who loses messages if everything before `end` goes: the first message lost, and their names. Sessions never hold
+    /// publishers back: a client that stays away for good must not stop a plant. They are told what they lost.
+    fn losers(&self, cursors: Option<(u64, String)>, first: u64, end: u64) -> Option<(u64, String)> {
+        let sessions = self.shared.sessions.needing(end);
+        let from = cursors.iter().map(|(position, _)| *position).chain(sessions.iter().map(|(position, _)| *position));
+        let from = from.min()?.max(first);
+        let mut names: Vec<String> = cursors.into_iter().map(|(_, names)| names).collect();
+        names.extend(sessions.into_iter().flat_map(|(_, clients)| clients).map(|client| format!("{SESSION}{client}")));
+        Some((from, join(&names)))
     }
 
     /// Keeps the write-ahead log within its share of the quota: a reader in another program that keeps a transaction

@@ -14,7 +14,7 @@ use crate::message::{Message, QoS};
 use crate::topic::TopicName;
 
 /// The version of the schema, kept in `user_version`.
-pub(crate) const SCHEMA_VERSION: i64 = 1;
+pub(crate) const SCHEMA_VERSION: i64 = 2;
 
 /// `MWLG`, kept in `application_id`, so that a log is told from another program's database.
 pub(crate) const APPLICATION_ID: i64 = 0x4d57_4c47;
@@ -28,8 +28,8 @@ pub(crate) const LOCK_NAME: &str = "log.lock";
 /// How long a statement waits for a lock of another program before the writer reports it.
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_millis(1_000);
 
-/// Prepared statements that a connection keeps: a dozen of its own and a few partitions.
-const STATEMENTS_MAX: usize = 32;
+/// Prepared statements that a connection keeps: three dozen of its own and a few partitions.
+const STATEMENTS_MAX: usize = 64;
 
 /// Bit of `flags` for a retained publish; below it the QoS, from [`FLAGS_ORIGIN_SHIFT`] on the session number.
 const FLAG_RETAIN: i64 = 1 << 2;
@@ -45,6 +45,19 @@ CREATE TABLE retained(id INTEGER PRIMARY KEY, topic TEXT NOT NULL UNIQUE, stored
 CREATE TABLE cursor(name TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE gap(id INTEGER PRIMARY KEY, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL,
     rows INTEGER NOT NULL, bytes INTEGER NOT NULL, at_us INTEGER NOT NULL, cursors TEXT NOT NULL);
+";
+
+/// What version 2 added: stored sessions.
+const SESSION_TABLES: &str = "
+CREATE TABLE session(id INTEGER PRIMARY KEY, client_id TEXT NOT NULL UNIQUE, username TEXT,
+    expiry_s INTEGER NOT NULL, ended_us INTEGER, read_from INTEGER NOT NULL, position INTEGER NOT NULL);
+CREATE TABLE subscription(session INTEGER NOT NULL, filter TEXT NOT NULL, options INTEGER NOT NULL,
+    identifier INTEGER, since INTEGER NOT NULL, PRIMARY KEY(session, filter)) WITHOUT ROWID;
+CREATE TABLE outgoing(session INTEGER NOT NULL, packet_id INTEGER NOT NULL, sequence INTEGER NOT NULL,
+    offset INTEGER NOT NULL, flags INTEGER NOT NULL, PRIMARY KEY(session, packet_id)) WITHOUT ROWID;
+CREATE TABLE incoming(session INTEGER NOT NULL, packet_id INTEGER NOT NULL, PRIMARY KEY(session, packet_id)) WITHOUT ROWID;
+CREATE TABLE will(session INTEGER PRIMARY KEY, delay_s INTEGER NOT NULL, due_us INTEGER, topic TEXT NOT NULL,
+    flags INTEGER NOT NULL, properties BLOB, payload BLOB NOT NULL);
 ";
 
 /// The table of a partition.
@@ -111,10 +124,31 @@ pub(crate) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 pub(crate) fn create(connection: &Connection, log_id: &[u8; 16]) -> rusqlite::Result<()> {
     connection.execute_batch("BEGIN IMMEDIATE")?;
     connection.execute_batch(TABLES)?;
+    connection.execute_batch(SESSION_TABLES)?;
     connection.execute("INSERT INTO meta VALUES('log_id', ?1)", [log_id.as_slice()])?;
     connection.pragma_update(None, "application_id", APPLICATION_ID)?;
     connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     connection.execute_batch("COMMIT")
+}
+
+/// Brings the schema of an older version up to date, in one transaction: forward only.
+pub(crate) fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if version >= SCHEMA_VERSION {
+        return Ok(());
+    }
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    connection.execute_batch(SESSION_TABLES)?;
+    connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    connection.execute_batch("COMMIT")
+}
+
+/// The tables of the file that are not partitions, and the schema itself.
+pub(crate) fn small_tables(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut select =
+        connection.prepare("SELECT name FROM sqlite_schema WHERE type='table' AND name NOT GLOB 'message_[0-9]*'")?;
+    let names = select.query_map([], |row| row.get(0))?;
+    std::iter::once(Ok("sqlite_schema".to_owned())).chain(names).collect()
 }
 
 /// A number kept in `meta`, 0 if absent.
@@ -151,12 +185,7 @@ pub(crate) fn flags_of(message: &Message) -> i64 {
 
 /// Rebuilds a message from its columns; `None` if the flags were never written by [`flags_of`].
 pub(crate) fn message_of(topic: TopicName, flags: i64, properties: Bytes, payload: Bytes) -> Option<Message> {
-    let qos = match flags & 3 {
-        0 => QoS::AtMostOnce,
-        1 => QoS::AtLeastOnce,
-        2 => QoS::ExactlyOnce,
-        _ => return None,
-    };
+    let qos = QoS::from_bits((flags & 3) as u8)?;
     let origin = u32::try_from(flags >> FLAGS_ORIGIN_SHIFT).ok()?;
     Some(Message { topic, payload, properties, qos, retain: flags & FLAG_RETAIN != 0, origin })
 }

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use super::cursor::Cursors;
 use super::error::FullReason;
 use super::limits::{Budget, FRAME_BYTES, PAGE_BYTES};
+use super::session_book::SessionBook;
 use super::stats::{Counters, LogStats};
 use super::tail::Tail;
 use super::{LogConfig, LogId, Offset};
@@ -32,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) tail: Tail,
     pub(crate) retained: Retained,
     pub(crate) cursors: Cursors,
+    pub(crate) sessions: SessionBook,
     pub(crate) counters: Counters,
     full: Mutex<Option<FullReason>>,
     /// The writer waits for space: moving a cursor must wake it.
@@ -55,6 +57,7 @@ impl Shared {
         path: PathBuf,
         (oldest, head): (u64, u64),
         cursors: Cursors,
+        sessions: SessionBook,
         retained: Retained,
     ) -> Shared {
         let tail = Tail::new(head, config.limits.tail_rows_max, budget.tail_bytes_max);
@@ -70,6 +73,7 @@ impl Shared {
             tail,
             retained,
             cursors,
+            sessions,
             counters: Counters::default(),
             full: Mutex::new(None),
             held: AtomicBool::new(false),
@@ -168,6 +172,7 @@ impl Shared {
         let head = self.head();
         let full = self.lock_full().clone();
         let (tail_rows, tail_bytes) = self.tail.size();
+        let (sessions, sessions_away) = self.sessions.counts();
         // Waiting for a consumer is what the policy asks for; everything else needs someone to act.
         let failing = !matches!(full, None | Some(FullReason::Cursor { .. }));
         let queue_bytes_max = self.config.limits.queue_bytes_max as u64;
@@ -201,6 +206,8 @@ impl Shared {
             tail_rows: tail_rows as u64,
             tail_bytes: tail_bytes as u64,
             retained: self.retained.len() as u64,
+            sessions: sessions as u64,
+            sessions_away: sessions_away as u64,
             cursors: self.cursors.stats(head),
             healthy: !failing && !self.closed.load(Ordering::Acquire),
             full,

@@ -85,6 +85,10 @@ pub struct LogStats {
     pub tail_bytes: u64,
     /// Retained messages.
     pub retained: u64,
+    /// Stored sessions.
+    pub sessions: u64,
+    /// Stored sessions without a connection.
+    pub sessions_away: u64,
     /// Every registered cursor, by name.
     pub cursors: Vec<CursorStats>,
     /// Why appends are being held, if they are.

@@ -16,6 +16,7 @@ use super::error::StoreError;
 use super::limits::{Budget, CHECKPOINT_FRAMES, CHECKPOINT_RESTART_FRAMES, FRAME_BYTES, GAP_ROWS_MAX, PAGE_BYTES};
 use super::partition::{Partition, Partitions};
 use super::schema;
+use super::sessions::{self, SessionUpdate};
 use super::topics::Topics;
 use crate::clock;
 use crate::retained::RetainedMessage;
@@ -39,6 +40,8 @@ pub(crate) struct Batch {
     pub(crate) topics: Vec<(u32, TopicName)>,
     /// In order.
     pub(crate) retained: Vec<RetainedChange>,
+    /// What sessions store together with these messages, in order.
+    pub(crate) sessions: Vec<SessionUpdate>,
 }
 
 /// A partition to drop, and what that loses.
@@ -125,10 +128,16 @@ impl Store {
         Ok(head)
     }
 
-    /// Commits a batch; on return it is on disk.
-    pub(crate) fn write(&mut self, batch: &Batch, cursors: &[CursorChange]) -> Result<(), StoreError> {
+    /// Commits a batch, changes of other sessions and of cursors; on return all is on disk.
+    pub(crate) fn write(
+        &mut self,
+        batch: &Batch,
+        sessions: &[SessionUpdate],
+        cursors: &[CursorChange],
+    ) -> Result<(), StoreError> {
         let mark = self.partitions.mark();
-        let result = self.begin().and_then(|()| self.write_in_transaction(batch, cursors)).and_then(|()| self.commit());
+        let written = self.begin().and_then(|()| self.write_in_transaction(batch, sessions, cursors));
+        let result = written.and_then(|()| self.commit());
         #[cfg(test)]
         let result = self.misreport(result);
         match result {
@@ -155,7 +164,12 @@ impl Store {
         result
     }
 
-    fn write_in_transaction(&mut self, batch: &Batch, cursors: &[CursorChange]) -> rusqlite::Result<()> {
+    fn write_in_transaction(
+        &mut self,
+        batch: &Batch,
+        sessions: &[SessionUpdate],
+        cursors: &[CursorChange],
+    ) -> rusqlite::Result<()> {
         for (id, name) in &batch.topics {
             let mut insert = self.connection.prepare_cached("INSERT OR REPLACE INTO topic VALUES(?1, ?2)")?;
             insert.execute((id, name.as_str()))?;
@@ -167,6 +181,9 @@ impl Store {
         }
         for change in &batch.retained {
             write_retained(&self.connection, change)?;
+        }
+        for update in batch.sessions.iter().chain(sessions) {
+            sessions::write(&self.connection, update)?;
         }
         write_cursors(&self.connection, cursors)
     }
@@ -196,7 +213,12 @@ impl Store {
 
     /// Persists what the cursors said.
     pub(crate) fn write_cursors(&mut self, cursors: &[CursorChange]) -> Result<(), StoreError> {
-        self.write(&Batch::default(), cursors)
+        self.write(&Batch::default(), &[], cursors)
+    }
+
+    /// Persists changes of sessions.
+    pub(crate) fn write_sessions(&mut self, updates: &[SessionUpdate]) -> Result<(), StoreError> {
+        self.write(&Batch::default(), updates, &[])
     }
 
     /// Drops the oldest partition, with the cursors' positions, the gap it leaves and the topics nobody mentions

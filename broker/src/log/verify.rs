@@ -63,8 +63,8 @@ pub fn verify(dir: &Path) -> Result<VerifyReport, ReadError> {
         findings: Vec::new(),
         findings_count: 0,
     };
-    for table in ["sqlite_schema", "meta", "topic", "partition", "retained", "cursor", "gap"] {
-        check_table(&connection, table, &mut report);
+    for table in schema::small_tables(&connection)? {
+        check_table(&connection, &table, &mut report);
     }
     let mut partitions = Vec::new();
     {

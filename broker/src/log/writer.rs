@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::admit::{Admission, Group, Job};
+use super::admit::{Admission, Group, Job, SessionGroup, SessionJob};
 use super::cursor::FLUSH_INTERVAL;
 use super::error::{AppendError, FullReason, StoreError};
 use super::retention::Obstacle;
@@ -49,6 +49,10 @@ pub(crate) enum Control {
 /// Requests that may wait.
 pub(crate) const CONTROL_MAX: usize = 64;
 
+/// Changes of sessions in one group, and those that may wait: a session has one on its way at a time, so more wait only
+/// while as many sessions change something.
+pub(crate) const SESSION_JOBS_MAX: usize = 1_000;
+
 /// Lets the queues wake this thread.
 struct Unpark(Thread);
 
@@ -64,13 +68,23 @@ pub(crate) struct Writer {
     pub(crate) store: Store,
     admission: Admission,
     queue: mpsc::Receiver<Job>,
+    sessions: mpsc::Receiver<SessionJob>,
     control: mpsc::Receiver<Control>,
-    /// Taken off the queue, not yet in a group.
+    /// Taken off the queues, not yet in a group.
     inbox: VecDeque<Job>,
+    session_inbox: VecDeque<SessionJob>,
     received: Vec<Job>,
     waker: Waker,
     flushed_at: Instant,
     closing_since: Option<Instant>,
+}
+
+/// What comes to the writer.
+#[derive(Debug)]
+pub(crate) struct Queues {
+    pub(crate) queue: mpsc::Receiver<Job>,
+    pub(crate) sessions: mpsc::Receiver<SessionJob>,
+    pub(crate) control: mpsc::Receiver<Control>,
 }
 
 /// Marks the log as closed when the writer ends, however it ends.
@@ -90,16 +104,17 @@ impl Writer {
         shared: Arc<Shared>,
         store: Store,
         admission: Admission,
-        queue: mpsc::Receiver<Job>,
-        control: mpsc::Receiver<Control>,
+        Queues { queue, sessions, control }: Queues,
     ) -> Writer {
         Writer {
             shared,
             store,
             admission,
             queue,
+            sessions,
             control,
             inbox: VecDeque::new(),
+            session_inbox: VecDeque::new(),
             received: Vec::new(),
             waker: Waker::from(Arc::new(Unpark(thread::current()))),
             flushed_at: Instant::now(),
@@ -127,14 +142,17 @@ impl Writer {
     fn gather(&mut self) -> bool {
         loop {
             self.housekeep();
+            self.receive_sessions();
             match self.receive() {
-                _ if !self.inbox.is_empty() => break,
+                _ if !self.inbox.is_empty() || !self.session_inbox.is_empty() => break,
                 Received::Closed => return false,
                 _ => self.park_until_due(),
             }
         }
-        let Some(first) = self.inbox.front() else { return true };
-        let deadline = first.queued_at + self.shared.config.commit_delay;
+        let first = self.inbox.front().map(|job| job.queued_at);
+        let first = first.into_iter().chain(self.session_inbox.front().map(|job| job.queued_at)).min();
+        let Some(first) = first else { return true };
+        let deadline = first + self.shared.config.commit_delay;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let enough = self.inbox_is_full() || self.shared.group_is_waiting();
@@ -144,7 +162,19 @@ impl Writer {
             thread::park_timeout(left);
         }
         self.receive();
+        self.receive_sessions();
         true
+    }
+
+    /// Takes the changes of sessions that are queued, as far as one group needs them.
+    fn receive_sessions(&mut self) {
+        let waker = self.waker.clone();
+        let mut context = Context::from_waker(&waker);
+        while self.session_inbox.len() < SESSION_JOBS_MAX
+            && let Poll::Ready(Some(job)) = self.sessions.poll_recv(&mut context)
+        {
+            self.session_inbox.push_back(job);
+        }
     }
 
     /// Takes what is queued, as far as one group needs it.
@@ -182,6 +212,7 @@ impl Writer {
         if self.shared.closing.load(Ordering::Acquire) && self.closing_since.is_none() {
             self.closing_since = Some(Instant::now());
             self.queue.close();
+            self.sessions.close();
         }
         if self.cursors_due() {
             let _ = self.flush_cursors();
@@ -241,6 +272,9 @@ impl Writer {
     fn admit(&mut self) -> Group {
         let (rows_max, bytes_max) = (self.shared.config.limits.group_rows_max, self.shared.budget.group_bytes_max);
         let mut group = Group::default();
+        for job in self.session_inbox.drain(..) {
+            group.add_session(job);
+        }
         while let Some(job) = self.inbox.front() {
             let rows = group.batch.messages.len() + job.entries.len();
             let bytes = group.queue_bytes + job.bytes;
@@ -263,6 +297,9 @@ impl Writer {
         let (mut failures, mut extra_pages, mut held) = (0, 0, false);
         loop {
             let Err(obstacle) = self.try_commit(&mut group, extra_pages) else { break };
+            if matches!(obstacle, Obstacle::Full(_)) {
+                self.commit_sessions(&mut group.sessions);
+            }
             if matches!(obstacle, Obstacle::Store(_)) {
                 failures += 1;
                 extra_pages = (extra_pages * 2).clamp(64, EXTRA_PAGES_MAX);
@@ -272,6 +309,10 @@ impl Writer {
                 tracing::warn!(%reason, "appends wait");
             }
             self.shared.set_full(Some(reason));
+            self.receive_sessions();
+            for job in self.session_inbox.drain(..) {
+                group.sessions.add(job);
+            }
             // From here on a cursor that moves wakes this thread; one that moved just before must not be missed.
             let noticed = std::mem::replace(&mut held, true);
             if noticed && !retry_at_once && !self.wait_for_change(failures) {
@@ -298,7 +339,7 @@ impl Writer {
         self.make_room(group.pages().saturating_add(extra_pages).min(self.store.budget.pages_usable / 2))?;
         let changes = if self.cursors_due() { self.shared.cursors.changes() } else { Vec::new() };
         let started = Instant::now();
-        match self.store.write(&group.batch, &changes) {
+        match self.store.write(&group.batch, &group.sessions.updates, &changes) {
             Ok(()) => {
                 if !changes.is_empty() {
                     self.shared.cursors.persisted(&changes);
@@ -313,6 +354,19 @@ impl Writer {
                 Err(error.into())
             }
         }
+    }
+
+    /// Commits the changes of sessions alone: while there is no room for messages clients still connect, subscribe and
+    /// acknowledge. They take the pages that are reserved for bookkeeping. What fails is tried again with the group.
+    fn commit_sessions(&mut self, sessions: &mut SessionGroup) {
+        if sessions.updates.is_empty() || self.store.write_sessions(&sessions.updates).is_err() {
+            return;
+        }
+        let done = std::mem::take(sessions);
+        for update in &done.updates {
+            self.shared.sessions.apply(update);
+        }
+        done.answer(&Ok(()));
     }
 
     /// Does what can be done about an obstacle. Gives what to report, and whether to try again at once.
@@ -378,6 +432,10 @@ impl Writer {
         let moved = !group.batch.messages.is_empty();
         self.shared.tail.push(group.batch.messages, |head| self.shared.set_head(head));
         self.shared.retained.apply(group.batch.retained);
+        for update in group.batch.sessions.iter().chain(&group.sessions.updates) {
+            self.shared.sessions.apply(update);
+        }
+        group.sessions.answer(&Ok(()));
         let now = Instant::now();
         for ack in group.acks {
             let latency = now.saturating_duration_since(ack.queued_at);
@@ -395,11 +453,15 @@ impl Writer {
         for ack in group.acks {
             reply(ack.reply, Err(AppendError::Closed));
         }
+        group.sessions.answer(&Err(AppendError::Closed));
     }
 
     /// Refuses everything still queued.
     fn refuse_all(&mut self) {
         self.queue.close();
+        // Whoever waits for one is told by its reply being dropped.
+        self.sessions.close();
+        self.session_inbox.clear();
         while self.receive_any() {
             for job in self.inbox.drain(..) {
                 reply(job.reply, Err(AppendError::Closed));

@@ -8,52 +8,32 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Event, Moment, Session, Slot};
-use crate::codec::{Ack, MessageProperties, Outgoing, Packet, PacketId, Reason, Version};
+use super::outgoing::{Outgoing, Place};
+use super::persist::Held;
+use super::redeliver::Redelivery;
+use super::{Event, Moment, Session};
+use crate::codec::{Ack, MessageProperties, OutgoingPublish, Packet, PacketId, Reason, Version};
 use crate::limits::Limits;
+use crate::log::sessions::{Stage, StoredSession};
 use crate::log::{LogMessage, Offset};
 use crate::message::{Message, QoS};
 use crate::retained::RetainedMessage;
 use crate::topic::{TopicFilter, TopicName};
 
-/// A live message, as fan-out hands it over.
-#[derive(Debug, Clone)]
-pub(crate) struct Live {
-    pub(crate) message: Message,
-    /// Through which it came.
-    pub(crate) slot: Slot,
-}
-
-/// A QoS 1 or 2 message that the client has not finished.
-#[derive(Debug)]
-struct InFlight {
-    packet_id: PacketId,
-    waits_for: Stage,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// PUBACK.
-    Acknowledged,
-    /// PUBREC.
-    Received,
-    /// PUBCOMP.
-    Completed,
-}
-
 /// What goes out and is not finished.
 #[derive(Debug)]
 pub(super) struct Outbound {
-    in_flight: VecDeque<InFlight>,
-    window: usize,
-    last_id: u16,
-    ids: PacketIds,
+    pub(super) outgoing: Outgoing,
+    /// What an earlier connection left; nothing else is sent before it.
+    pub(super) redelivery: Redelivery,
     packet_bytes_max: usize,
     /// Topic aliases given to the client, and how many it takes. They hold for the connection. [MQTT-3.3.2.3.4]
     aliases: HashMap<TopicName, u16>,
     aliases_max: usize,
     /// Where to read the log next; `None` without a subscription that reads it.
     read_from: Option<Offset>,
+    /// Where this client's own subscriptions go on; the log may be read again from before, for a group.
+    own_from: Offset,
     /// Read from the log, not yet delivered.
     tail: VecDeque<Arc<LogMessage>>,
     retained: Vec<Arc<RetainedMessage>>,
@@ -74,28 +54,30 @@ pub(crate) struct Counts {
     pub(crate) too_large: u64,
     /// Messages whose expiry interval was over. [MQTT-3.3.2-5]
     pub(crate) expired: u64,
+    /// Messages that were to be sent again and are not in the log any more.
+    pub(crate) lost: u64,
 }
 
 /// How a message is sent, beyond what it is.
-struct Envelope<'d> {
-    qos: QoS,
-    retain: bool,
-    identifiers: &'d [u32],
+#[derive(Debug)]
+pub(super) struct Envelope {
+    pub(super) qos: QoS,
+    pub(super) retain: bool,
+    pub(super) identifiers: Box<[u32]>,
     /// Of the message, 0 if it did not wait.
-    received_us: i64,
+    pub(super) received_us: i64,
 }
 
 impl Outbound {
     pub(super) fn new(limits: &Limits) -> Outbound {
         Outbound {
-            in_flight: VecDeque::new(),
-            window: usize::from(limits.inflight_max.max(1)),
-            last_id: 0,
-            ids: PacketIds::default(),
+            outgoing: Outgoing::new(usize::from(limits.inflight_max.max(1))),
+            redelivery: Redelivery::default(),
             packet_bytes_max: limits.packet_bytes_max,
             aliases: HashMap::new(),
             aliases_max: 0,
             read_from: None,
+            own_from: Offset(0),
             tail: VecDeque::new(),
             retained: Vec::new(),
             retained_for: None,
@@ -106,11 +88,15 @@ impl Outbound {
     }
 
     pub(super) fn set_receive_max(&mut self, max: u16) {
-        self.window = self.window.min(usize::from(max));
+        self.outgoing.limit_window(max);
     }
 
     pub(super) fn set_packet_bytes_max(&mut self, max: u32) {
         self.packet_bytes_max = self.packet_bytes_max.min(usize::try_from(max).unwrap_or(usize::MAX));
+    }
+
+    pub(super) fn packet_bytes_max(&self) -> usize {
+        self.packet_bytes_max
     }
 
     pub(super) fn set_topic_aliases_max(&mut self, max: u16, limits: &Limits) {
@@ -139,46 +125,58 @@ impl Outbound {
         }
     }
 
-    /// A free identifier. There is one: the window is smaller than the number of identifiers.
-    fn allocate(&mut self) -> Option<PacketId> {
-        for _ in 0..=u16::MAX {
-            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
-            if self.ids.insert(self.last_id) {
-                return PacketId::new(self.last_id);
-            }
-        }
-        None
+    /// The first message that was not delivered, if any subscription reads the log.
+    pub(super) fn position(&self) -> Option<Offset> {
+        let read_from = self.read_from?;
+        Some(self.tail.front().map_or(read_from, |next| next.offset))
     }
 
-    fn find(&mut self, packet_id: PacketId) -> Option<(usize, &mut InFlight)> {
-        self.in_flight.iter_mut().enumerate().find(|(_, in_flight)| in_flight.packet_id == packet_id)
+    /// Where the client's own subscriptions go on.
+    pub(super) fn own_position(&self) -> Option<Offset> {
+        self.position().map(|position| position.max(self.own_from))
     }
 
-    fn release(&mut self, index: usize) {
-        if let Some(gone) = self.in_flight.remove(index) {
-            self.ids.remove(gone.packet_id.get());
+    /// Reads the log again from `start` on, for a group.
+    pub(super) fn rewind(&mut self, start: Offset, head: Offset) {
+        let position = self.position().unwrap_or(head);
+        if start < position {
+            self.own_from = self.own_from.max(position);
+            self.tail.clear();
         }
+        self.read_from = Some(start.min(position));
+    }
+
+    /// Goes on where an earlier connection was.
+    pub(super) fn resume(&mut self, stored: &StoredSession, reads: bool) {
+        self.redelivery = Redelivery::new(self.outgoing.resume(&stored.outgoing));
+        self.read_from = reads.then_some(stored.read_from);
     }
 }
 
 impl Session {
     /// From where the log is to be read for [`Session::offer`]: some subscription reads it and nothing is left to send.
     pub(crate) fn wants_log(&self) -> Option<Offset> {
+        if let Some(wanted) = self.outbound.redelivery.wanted() {
+            return self.is_open().then_some(wanted);
+        }
         let hungry = self.is_open() && self.outbound.tail.is_empty() && self.has_space();
         self.outbound.read_from.filter(|_| hungry)
     }
 
-    fn has_space(&self) -> bool {
-        self.output.len() < self.limits.outbound_bytes_max / 2 && self.outbound.in_flight.len() < self.outbound.window
+    pub(super) fn has_space(&self) -> bool {
+        self.output.len() < self.limits.outbound_bytes_max / 2 && self.outbound.outgoing.has_room()
     }
 
-    /// Messages read from the log at [`Session::wants_log`]; `next` is where to go on.
-    pub(crate) fn offer(&mut self, messages: Vec<Arc<LogMessage>>, next: Offset, moment: Moment) {
-        if self.outbound.read_from.is_none() {
-            return;
+    /// Messages read from the log `from` what [`Session::wants_log`] said; `next` is where to go on.
+    pub(crate) fn offer(&mut self, from: Offset, messages: Vec<Arc<LogMessage>>, next: Offset, moment: Moment) {
+        if self.outbound.redelivery.wanted().is_some() {
+            if self.outbound.redelivery.wanted() == Some(from) {
+                self.outbound.redelivery.offer(messages);
+            }
+        } else if self.outbound.read_from == Some(from) {
+            self.outbound.read_from = Some(next);
+            self.outbound.tail.extend(messages);
         }
-        self.outbound.read_from = Some(next);
-        self.outbound.tail.extend(messages);
         self.pump(moment);
     }
 
@@ -194,7 +192,7 @@ impl Session {
     /// Sends what may be sent; to be called when the window opened or output was taken.
     pub(crate) fn pump(&mut self, moment: Moment) {
         // What a subscription brings comes after its SUBACK, though it need not. [MQTT-3.8.4]
-        if !self.is_open() || self.awaits_live() {
+        if !self.is_open() || self.awaits_suback() || !self.pump_redelivery(moment) {
             return;
         }
         self.pump_retained(moment);
@@ -210,6 +208,12 @@ impl Session {
             // Logged telemetry; its subscribers had it live.
             return;
         }
+        if self.subscriptions.has_shared() {
+            self.deliver_shared(logged, moment);
+        }
+        if logged.offset < self.outbound.own_from {
+            return;
+        }
         let from_me = message.origin == self.number;
         let topic = &message.topic;
         let Some(decision) = self.subscriptions.decide_logged(logged.topic_id, topic, from_me, logged.offset) else {
@@ -221,10 +225,11 @@ impl Session {
         let envelope = Envelope {
             qos: message.qos.min(decision.qos),
             retain: message.retain && decision.retain_as_published,
-            identifiers: &decision.identifiers,
+            identifiers: decision.identifiers.clone(),
             received_us: logged.received_us,
         };
-        self.publish(message, &envelope, moment);
+        let place = Place { offset: logged.offset, retained: false, group: None };
+        self.publish(message, envelope, place, moment);
     }
 
     fn pump_retained(&mut self, moment: Moment) {
@@ -258,39 +263,43 @@ impl Session {
         if (comes_again && qos > QoS::AtMostOnce) || own {
             return;
         }
-        let identifiers: Vec<u32> = subscription.identifier.into_iter().collect();
-        let envelope = Envelope { qos, retain: true, identifiers: &identifiers, received_us: retained.stored_us };
-        self.publish(message, &envelope, moment);
+        let identifiers = subscription.identifier.into_iter().collect();
+        let envelope = Envelope { qos, retain: true, identifiers, received_us: retained.stored_us };
+        let place = Place { offset: retained.offset.unwrap_or_default(), retained: true, group: None };
+        self.publish(message, envelope, place, moment);
     }
 
     /// A live message.
-    pub(crate) fn deliver_live(&mut self, live: &Live, moment: Moment) {
+    pub(crate) fn deliver_live(&mut self, message: &Message, moment: Moment) {
         if !self.is_open() {
             return;
         }
-        let message = &live.message;
         let from_me = message.origin == self.number;
         let Some(decision) = self.subscriptions.decide_live(&message.topic, from_me) else { return };
-        // QoS 1 and 2 come from the log, and what several slots carry is delivered once.
-        if message.qos.min(decision.qos) > QoS::AtMostOnce || decision.slot != Some(live.slot) {
+        // QoS 1 and 2 come from the log.
+        if message.qos.min(decision.qos) == QoS::AtMostOnce {
+            self.publish_live(message, decision.retain_as_published, &decision.identifiers, moment);
+        }
+    }
+
+    /// A live message for the subscription to `filter` alone.
+    pub(crate) fn deliver_live_for(&mut self, filter: &TopicFilter, message: &Message, moment: Moment) {
+        if !self.is_open() {
             return;
         }
+        let Some(subscription) = self.subscriptions.get(filter) else { return };
+        let (retain_as_published, identifier) = (subscription.retain_as_published, subscription.identifier);
+        self.publish_live(message, retain_as_published, identifier.as_slice(), moment);
+    }
+
+    fn publish_live(&mut self, message: &Message, retain_as_published: bool, identifiers: &[u32], moment: Moment) {
         if self.output.len() >= self.limits.outbound_bytes_max {
             self.outbound.counts.skipped += 1;
             return;
         }
-        let envelope = Envelope {
-            qos: QoS::AtMostOnce,
-            retain: message.retain && decision.retain_as_published,
-            identifiers: &decision.identifiers,
-            received_us: 0,
-        };
-        self.publish(message, &envelope, moment);
-    }
-
-    /// Live messages that fan-out lost on the way here.
-    pub(crate) fn count_skipped(&mut self, count: u64) {
-        self.outbound.counts.skipped += count;
+        let retain = message.retain && retain_as_published;
+        let envelope = Envelope { qos: QoS::AtMostOnce, retain, identifiers: identifiers.into(), received_us: 0 };
+        self.send_publish(message, &envelope, None, false, moment);
     }
 
     /// The counts since the last call.
@@ -298,21 +307,77 @@ impl Session {
         std::mem::take(&mut self.outbound.counts)
     }
 
-    fn publish(&mut self, message: &Message, envelope: &Envelope<'_>, moment: Moment) {
-        let Ok(expiry) = remaining_expiry(&message.properties, envelope.received_us, moment.utc_us) else {
-            self.outbound.counts.expired += 1;
+    /// Sends a message at any QoS; at QoS 2 of a stored session once its identifier is on disk.
+    pub(super) fn publish(&mut self, message: &Message, envelope: Envelope, place: Place, moment: Moment) {
+        if envelope.qos == QoS::AtMostOnce {
+            self.send_publish(message, &envelope, None, false, moment);
+            return;
+        }
+        // An identifier is taken only if the packet can be sent.
+        let packet_id = Some(PacketId::MIN);
+        let Some((mut outgoing, alias)) = self.outgoing_publish(message, &envelope, packet_id, false, moment) else {
             return;
         };
+        let stage = if envelope.qos == QoS::AtLeastOnce { Stage::Acknowledged } else { Stage::Received };
+        outgoing.packet_id = self.outbound.outgoing.add(stage, place);
+        let Some(packet_id) = outgoing.packet_id else { return };
+        match &mut self.persist {
+            Some(persist) if envelope.qos == QoS::ExactlyOnce || persist.holds_publishes() => {
+                persist.hold(Held::Publish { packet_id, message: message.clone(), envelope });
+            }
+            _ => self.put_publish(&outgoing, alias, message),
+        }
+    }
+
+    /// Puts a PUBLISH into the output; false if it has expired or is larger than the client takes, which is counted.
+    pub(super) fn send_publish(
+        &mut self,
+        message: &Message,
+        envelope: &Envelope,
+        packet_id: Option<PacketId>,
+        dup: bool,
+        moment: Moment,
+    ) -> bool {
+        let Some((outgoing, alias)) = self.outgoing_publish(message, envelope, packet_id, dup, moment) else {
+            return false;
+        };
+        self.put_publish(&outgoing, alias, message);
+        true
+    }
+
+    fn put_publish(&mut self, outgoing: &OutgoingPublish<'_>, alias: Option<(u16, bool)>, message: &Message) {
+        outgoing.encode(self.version, &mut self.output);
+        if let Some((alias, false)) = alias {
+            self.outbound.aliases.insert(message.topic.clone(), alias);
+        }
+        self.outbound.counts.delivered += 1;
+    }
+
+    /// The PUBLISH as it would be sent now, with the alias of its topic.
+    fn outgoing_publish<'m>(
+        &mut self,
+        message: &'m Message,
+        envelope: &'m Envelope,
+        packet_id: Option<PacketId>,
+        dup: bool,
+        moment: Moment,
+    ) -> Option<(OutgoingPublish<'m>, Option<(u16, bool)>)> {
+        let expiry = remaining_expiry(&message.properties, envelope.received_us, moment.utc_us);
+        // At QoS 2 a message that was sent once does not expire. [MQTT-4.3.3-7]
+        let waited = envelope.received_us != 0;
+        if waited && expiry.is_some_and(|(_, left_s)| left_s == 0) && !(dup && envelope.qos == QoS::ExactlyOnce) {
+            self.outbound.counts.expired += 1;
+            return None;
+        }
         let v5 = self.version == Version::V5;
-        let mut outgoing = Outgoing {
-            dup: false,
+        let mut outgoing = OutgoingPublish {
+            dup,
             qos: envelope.qos,
             retain: envelope.retain,
             topic: message.topic.as_str(),
-            // A placeholder of the right length; an identifier is taken only if the packet is sent.
-            packet_id: (envelope.qos != QoS::AtMostOnce).then_some(PacketId::MIN),
+            packet_id,
             topic_alias: None,
-            subscription_identifiers: if v5 { envelope.identifiers } else { &[] },
+            subscription_identifiers: if v5 { &envelope.identifiers } else { &[] },
             properties: if v5 { &message.properties } else { &[] },
             expiry: expiry.filter(|_| v5),
             payload: &message.payload,
@@ -324,19 +389,9 @@ impl Session {
         }
         if outgoing.len(self.version) > self.outbound.packet_bytes_max {
             self.outbound.counts.too_large += 1;
-            return;
+            return None;
         }
-        if envelope.qos != QoS::AtMostOnce {
-            let Some(packet_id) = self.outbound.allocate() else { return };
-            let waits_for = if envelope.qos == QoS::AtLeastOnce { Stage::Acknowledged } else { Stage::Received };
-            self.outbound.in_flight.push_back(InFlight { packet_id, waits_for });
-            outgoing.packet_id = Some(packet_id);
-        }
-        if let Some((alias, false)) = alias {
-            self.outbound.aliases.insert(message.topic.clone(), alias);
-        }
-        outgoing.encode(self.version, &mut self.output);
-        self.outbound.counts.delivered += 1;
+        Some((outgoing, alias))
     }
 
     /// The alias of a topic, and whether the client knows it already. Aliases are given to the first topics that come
@@ -354,71 +409,49 @@ impl Session {
     }
 
     pub(super) fn on_puback(&mut self, ack: &Ack) {
-        match self.outbound.find(ack.packet_id) {
-            Some((index, InFlight { waits_for: Stage::Acknowledged, .. })) => self.outbound.release(index),
+        match self.outbound.outgoing.get(ack.packet_id).map(|in_flight| in_flight.stage) {
+            Some(Stage::Acknowledged) => self.outbound.outgoing.finish(ack.packet_id),
             Some(_) => self.protocol_error("MQTT-4.3.3-1", "PUBACK for a QoS 2 message"),
             None => {}
         }
     }
 
     pub(super) fn on_pubrec(&mut self, ack: &Ack) {
-        let reason = match self.outbound.find(ack.packet_id) {
-            Some((_, InFlight { waits_for: Stage::Acknowledged, .. })) => {
+        let packet_id = ack.packet_id;
+        let reason = match self.outbound.outgoing.get(packet_id).map(|in_flight| in_flight.stage) {
+            Some(Stage::Acknowledged) => {
                 return self.protocol_error("MQTT-4.3.2-1", "PUBREC for a QoS 1 message");
             }
-            Some((index, _)) if ack.reason.is_error() => return self.outbound.release(index),
-            Some((_, in_flight)) => {
-                in_flight.waits_for = Stage::Completed;
+            Some(_) if ack.reason.is_error() => return self.outbound.outgoing.finish(packet_id),
+            Some(_) => {
+                self.outbound.outgoing.received(packet_id);
                 Reason::Success
             }
             None if ack.reason.is_error() => return,
             None => Reason::PacketIdentifierNotFound,
         };
-        self.send_ack(Packet::PubRel, Ack::new(ack.packet_id, reason));
+        match &mut self.persist {
+            // PUBREL lets the client forget the identifier: sent and forgotten here, the message would come twice.
+            Some(persist) if reason == Reason::Success => persist.hold(Held::PubRel(packet_id)),
+            _ => self.send_ack(Packet::PubRel, Ack::new(packet_id, reason)),
+        }
     }
 
     pub(super) fn on_pubcomp(&mut self, ack: &Ack) {
-        match self.outbound.find(ack.packet_id) {
-            Some((index, InFlight { waits_for: Stage::Completed, .. })) => self.outbound.release(index),
+        match self.outbound.outgoing.get(ack.packet_id).map(|in_flight| in_flight.stage) {
+            Some(Stage::Completed) => self.outbound.outgoing.finish(ack.packet_id),
             Some(_) => self.protocol_error("MQTT-4.3.3-1", "PUBCOMP for a message that is not released"),
             None => {}
         }
     }
 }
 
-/// What is left of the message expiry interval and where it stands; `Err` if nothing is left.
-fn remaining_expiry(properties: &Bytes, received_us: i64, now_us: i64) -> Result<Option<(usize, u32)>, ()> {
-    let Some((at, seconds)) = MessageProperties::read(properties).expiry else { return Ok(None) };
+/// What is left of the message expiry interval, in seconds, and where it stands.
+fn remaining_expiry(properties: &Bytes, received_us: i64, now_us: i64) -> Option<(usize, u32)> {
+    let (at, seconds) = MessageProperties::read(properties).expiry?;
     if received_us == 0 {
-        return Ok(Some((at, seconds)));
+        return Some((at, seconds));
     }
-    let waited_s = u64::try_from(now_us.saturating_sub(received_us)).unwrap_or(0) / 1_000_000;
-    match u64::from(seconds).checked_sub(waited_s) {
-        None | Some(0) => Err(()),
-        Some(left) => Ok(Some((at, u32::try_from(left).unwrap_or(u32::MAX)))),
-    }
-}
-
-/// The identifiers in use, a bit each: 8 KiB, from the first QoS 1 delivery on.
-#[derive(Debug, Default)]
-struct PacketIds(Vec<u64>);
-
-impl PacketIds {
-    /// False if it was there.
-    fn insert(&mut self, id: u16) -> bool {
-        if self.0.is_empty() {
-            self.0.resize(1 << 10, 0);
-        }
-        let Some(word) = self.0.get_mut(usize::from(id >> 6)) else { return false };
-        let bit = 1 << (id & 63);
-        let free = *word & bit == 0;
-        *word |= bit;
-        free
-    }
-
-    fn remove(&mut self, id: u16) {
-        if let Some(word) = self.0.get_mut(usize::from(id >> 6)) {
-            *word &= !(1 << (id & 63));
-        }
-    }
+    let waited_s = now_us.saturating_sub(received_us) / 1_000_000;
+    Some((at, seconds.saturating_sub(u32::try_from(waited_s.max(0)).unwrap_or(u32::MAX))))
 }

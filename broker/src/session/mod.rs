@@ -8,11 +8,18 @@
 //! The order of acknowledgements is the order of the publishes, whatever the reason they carry ([MQTT-4.6.0-2]). A
 //! PUBACK or PUBREC is sent only after [`Session::committed`] said that its message is on disk.
 //!
+//! A session that outlives its connection is stored as it goes (`persist`) and taken up by the next connection
+//! ([`Acceptance`]); the messages it missed are in the log.
+//!
 //! Limits: see [`Limits`]. When one is reached, [`Session::wants_packets`] turns false and the shell stops reading.
 
 mod connect;
 mod deliver;
+mod outgoing;
+mod persist;
 mod publish;
+mod redeliver;
+mod sharing;
 mod subscribe;
 mod subscriptions;
 #[cfg(test)]
@@ -25,15 +32,15 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use crate::auth::{Authorize, Identity};
-use crate::codec::{Ack, ConnAck, Connect, DecodeError, Disconnect, Packet, Reason, Version, encode};
+use crate::codec::{Ack, ConnAck, Connect, DecodeError, Disconnect, Packet, Property, Reason, Text, Version, encode};
 use crate::limits::Limits;
-use crate::log::Offset;
+use crate::log::sessions::StoredWill;
+use crate::log::{Gap, Offset};
 use crate::message::{Message, QoS};
 use crate::topic::TopicFilter;
 
-pub(crate) use deliver::Live;
+pub(crate) use connect::Acceptance;
 pub(crate) use publish::Durable;
-pub(crate) use subscriptions::{SLOTS, Slot};
 
 /// What the shell knows about the world when it calls.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +51,8 @@ pub(crate) struct Moment {
     pub(crate) utc_us: i64,
     /// The offset that the next logged message will get.
     pub(crate) head: Offset,
+    /// Whether a filter more can be stored.
+    pub(crate) filters_fit: bool,
 }
 
 /// Something for the shell to do.
@@ -51,10 +60,16 @@ pub(crate) struct Moment {
 pub(crate) enum Event {
     /// Authenticate, take over, then [`Session::accept`] or [`Session::refuse`].
     Connect(Box<Connect>),
-    /// The QoS that live fan-out of this filter is wanted with changed; then [`Session::live_changed`].
-    Watch { filter: TopicFilter, before: Option<QoS>, after: Option<QoS> },
+    /// The subscription to this filter has this QoS from now on; `None`: it ended. To be handled before the output is
+    /// sent, so that live messages published after the SUBACK come.
+    Watch { filter: TopicFilter, qos: Option<QoS> },
     /// Answer with [`Session::retained`].
     FetchRetained(TopicFilter),
+    /// Join the group of a shared subscription, then [`Session::joined`]; if it `counts` and `is_new`, a stored session
+    /// more belongs to it.
+    Join { filter: TopicFilter, counts: bool, is_new: bool },
+    /// The session left a group for good; if it was `counted`, a stored session less belongs to it.
+    Left { filter: TopicFilter, counted: bool },
     /// Append, if it is durable, and fan out; the connection did not end well.
     Will(Message),
     /// Flush the output and close the connection.
@@ -108,7 +123,11 @@ pub(crate) struct Session {
     number: u32,
     /// From CONNECT until it is accepted.
     connect: Option<Connect>,
-    will: Option<Message>,
+    will: Option<StoredWill>,
+    /// The will of a connection that has ended and whose session goes on.
+    delayed_will: Option<StoredWill>,
+    /// `None`: the session ends with its connection.
+    persist: Option<persist::Persist>,
     /// `None`: the client need not speak.
     deadline: Option<Instant>,
     keep_alive: Option<Duration>,
@@ -120,7 +139,7 @@ pub(crate) struct Session {
     inbound: publish::Inbound,
     outbound: deliver::Outbound,
     subscriptions: subscriptions::Subscriptions,
-    pending_subacks: Vec<subscribe::PendingSubAck>,
+    sharing: Vec<sharing::Sharing>,
 }
 
 impl Session {
@@ -138,13 +157,15 @@ impl Session {
             number: 0,
             connect: None,
             will: None,
+            delayed_will: None,
+            persist: None,
             keep_alive: None,
             keep_alive_held: false,
             ended: None,
             output: BytesMut::new(),
             events: VecDeque::new(),
             subscriptions: subscriptions::Subscriptions::default(),
-            pending_subacks: Vec::new(),
+            sharing: Vec::new(),
         }
     }
 
@@ -185,6 +206,22 @@ impl Session {
     }
 
     fn on_disconnect(&mut self, disconnect: &Disconnect) {
+        let expiry_s = disconnect.properties.iter().find_map(|property| match property {
+            Property::SessionExpiryInterval(expiry_s) => Some(*expiry_s),
+            _ => None,
+        });
+        if let Some(expiry_s) = expiry_s {
+            match &mut self.persist {
+                Some(persist) if persist.expiry_s() > 0 => {
+                    persist.set_expiry(expiry_s.min(self.limits.session_expiry_max_s));
+                }
+                _ if expiry_s > 0 => {
+                    let what = "DISCONNECT asks for a session that CONNECT did not ask for";
+                    return self.protocol_error("MQTT-3.14.2.2.2", what);
+                }
+                _ => {}
+            }
+        }
         match disconnect.reason {
             Reason::Success => {
                 self.will = None;
@@ -217,19 +254,38 @@ impl Session {
         self.end(Ended::Network);
     }
 
+    /// Messages that the session was to have are gone: retention dropped them, or the file is damaged there. A client
+    /// whose session goes on is told.
+    pub(crate) fn lost(&mut self, gap: Gap, moment: Moment) {
+        if self.phase != Phase::Open || self.give_up(gap, moment) {
+            return;
+        }
+        let count = gap.to.0.saturating_sub(gap.from.0);
+        if self.version == Version::V5 && self.persists() {
+            let text = format!("up to {count} messages were dropped before this session had read them");
+            let properties = vec![Property::ReasonString(Text::from(&*text))];
+            self.send(&Packet::Disconnect(Disconnect { reason: Reason::QuotaExceeded, properties }));
+            self.end(Ended::Broker(Reason::QuotaExceeded));
+        }
+    }
+
     /// Ends the session from the broker's side: shutdown, takeover, administrative action.
     pub(crate) fn shut(&mut self, reason: Reason) {
         self.close(reason, Ended::Broker(reason));
     }
 
-    /// The earliest time at which [`Session::handle_timeout`] has something to do.
+    /// The earliest time at which [`Session::handle_timeout`] or [`Session::take_update`] has something to do.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        [self.silence_deadline(), self.store_deadline()].into_iter().flatten().min()
+    }
+
+    fn silence_deadline(&self) -> Option<Instant> {
         if self.keep_alive_held { None } else { self.deadline }
     }
 
     /// Looks at the deadlines.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        if self.poll_timeout().is_none_or(|deadline| now < deadline) {
+        if self.silence_deadline().is_none_or(|deadline| now < deadline) {
             return;
         }
         match self.phase {
@@ -248,13 +304,14 @@ impl Session {
         self.deadline = self.keep_alive.map(|keep_alive| now + keep_alive);
     }
 
-    /// Whether [`Session::handle`] may be called. False while the shell decides, after the end, and while the client has
-    /// filled what the limits give it.
+    /// Whether [`Session::handle`] may be called. False while the shell decides or has events to handle, after the end,
+    /// and while the client has filled what the limits give it.
     pub(crate) fn wants_packets(&self) -> bool {
         let open = matches!(self.phase, Phase::Connecting | Phase::Open);
-        open && self.pending_subacks.is_empty()
+        open && self.events.is_empty()
             && self.output.len() < self.limits.outbound_bytes_max
             && self.inbound.has_room(&self.limits)
+            && self.persist.as_ref().is_none_or(|persist| persist.held_count() < publish::ACKS_OWED_MAX)
     }
 
     /// The next thing to do.
@@ -277,20 +334,42 @@ impl Session {
         &self.identity
     }
 
+    /// The number of the session, in the messages it publishes.
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
     /// Whether the client was accepted and is served.
     pub(crate) fn is_open(&self) -> bool {
         self.phase == Phase::Open
     }
 
+    /// Sends a packet, unless it is larger than the client takes: then the connection ends. [MQTT-3.1.2-24]
     fn send(&mut self, packet: &Packet) {
+        let start = self.output.len();
         encode(packet, self.version, &mut self.output);
+        if self.version == Version::V311 || self.output.len() - start <= self.outbound.packet_bytes_max() {
+            return;
+        }
+        self.output.truncate(start);
+        let reason = Reason::PacketTooLarge;
+        match packet {
+            Packet::Disconnect(_) => {}
+            Packet::ConnAck(connack) => {
+                if !connack.properties.is_empty() {
+                    self.send_connack(reason, Vec::new());
+                }
+                self.end(Ended::Refused(reason));
+            }
+            _ => self.close(reason, Ended::Broker(reason)),
+        }
     }
 
     fn send_ack(&mut self, make: fn(Ack) -> Packet, ack: Ack) {
         self.send(&make(ack));
     }
 
-    fn send_connack(&mut self, reason: Reason, properties: Vec<crate::codec::Property>) {
+    fn send_connack(&mut self, reason: Reason, properties: Vec<Property>) {
         self.send(&Packet::ConnAck(ConnAck { session_present: false, reason, properties }));
     }
 
@@ -317,8 +396,15 @@ impl Session {
         }
         self.phase = Phase::Closed;
         self.deadline = None;
+        self.leave_groups();
         if let Some(will) = self.will.take() {
-            self.events.push_back(Event::Will(will));
+            let outlives = self.persist.as_ref().is_some_and(|persist| persist.expiry_s() > 0);
+            if outlives {
+                // Stored with the end of the connection, and published when it is due, which may be at once.
+                self.delayed_will = Some(will);
+            } else {
+                self.events.push_back(Event::Will(will.message));
+            }
         }
         self.events.push_back(Event::Close);
         self.ended = Some(ended);
@@ -326,10 +412,10 @@ impl Session {
 }
 
 /// The properties of a list that travel with a message, in wire form.
-fn wire_properties(properties: &[crate::codec::Property]) -> Bytes {
+fn wire_properties(properties: &[Property]) -> Bytes {
     let mut wire = BytesMut::new();
     for property in properties {
-        if !matches!(property, crate::codec::Property::WillDelayInterval(_)) {
+        if !matches!(property, Property::WillDelayInterval(_)) {
             crate::codec::put_property(&mut wire, property);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::persist::Held;
 use super::{Ended, Session};
 use crate::codec::{Ack, MessageProperties, Packet, PacketId, Publish, Reason, Version};
 use crate::limits::Limits;
@@ -10,7 +11,11 @@ use crate::topic::TopicName;
 
 /// Acknowledgements that a 3.1.1 client, which knows no receive maximum, may have us owe before its socket is not read
 /// any more. 24 bytes each.
-const ACKS_OWED_MAX: usize = 4_096;
+pub(super) const ACKS_OWED_MAX: usize = 4_096;
+
+/// QoS 0 messages that the shell must take before the next packet: as many come between two pauses of a publisher that
+/// is held back.
+const VOLATILE_MAX: usize = 256;
 
 /// What a queued message costs besides its bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 200;
@@ -21,6 +26,21 @@ pub(crate) struct Durable {
     pub(crate) message: Message,
     /// False: only the retained row (a retained QoS 0 message).
     pub(crate) log: bool,
+    /// A QoS 2 identifier that the session has to store together with the message.
+    pub(crate) receipt: Option<PacketId>,
+}
+
+/// How far a QoS 2 message from the client has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Receipt {
+    /// On an earlier connection, and on disk.
+    Before,
+    /// On its way to the disk.
+    Taken,
+    /// PUBREC was sent.
+    Received,
+    /// PUBREL came; PUBCOMP waits until the store has forgotten the identifier.
+    Released,
 }
 
 /// An acknowledgement that waits for its turn.
@@ -41,8 +61,10 @@ pub(super) struct Inbound {
     owed: VecDeque<Owed>,
     /// How many of them are PUBACKs.
     owed_qos1: usize,
-    /// QoS 2 identifiers between PUBLISH and PUBREL; true once PUBREC was sent.
-    received: HashMap<PacketId, bool>,
+    /// QoS 2 identifiers between PUBLISH and PUBCOMP.
+    received: HashMap<PacketId, Receipt>,
+    /// Those of them that came on an earlier connection only.
+    received_before: usize,
     /// Not yet taken by the shell.
     durable: VecDeque<Durable>,
     volatile: Vec<Message>,
@@ -57,7 +79,36 @@ pub(super) struct Inbound {
 
 impl Inbound {
     pub(super) fn has_room(&self, limits: &Limits) -> bool {
-        self.uncommitted_bytes < limits.inbound_bytes_max && self.owed.len() < ACKS_OWED_MAX
+        self.uncommitted_bytes < limits.inbound_bytes_max
+            && self.owed.len() < ACKS_OWED_MAX
+            && self.volatile.len() < VOLATILE_MAX
+    }
+
+    /// Takes the identifiers that an earlier connection left.
+    pub(super) fn resume(&mut self, stored: &[PacketId]) {
+        self.received.extend(stored.iter().map(|packet_id| (*packet_id, Receipt::Before)));
+        self.received_before = self.received.len();
+    }
+
+    fn receipt(&self, packet_id: PacketId) -> Option<Receipt> {
+        self.received.get(&packet_id).copied()
+    }
+
+    fn set_receipt(&mut self, packet_id: PacketId, receipt: Receipt) {
+        if self.received.insert(packet_id, receipt) == Some(Receipt::Before) {
+            self.received_before -= 1;
+        }
+    }
+
+    fn forget(&mut self, packet_id: PacketId) {
+        if self.received.remove(&packet_id) == Some(Receipt::Before) {
+            self.received_before -= 1;
+        }
+    }
+
+    /// PUBCOMP is sent: the identifier may be used again.
+    pub(super) fn completed(&mut self, packet_id: PacketId) {
+        self.forget(packet_id);
     }
 }
 
@@ -83,19 +134,31 @@ impl Session {
             origin: self.number,
         };
         match (publish.qos, publish.packet_id) {
-            (QoS::AtMostOnce, _) if publish.retain => self.enqueue(message, false),
+            (QoS::AtMostOnce, _) if publish.retain => self.enqueue(message, false, None),
             (QoS::AtMostOnce, _) | (_, None) => self.inbound.volatile.push(message),
             (QoS::AtLeastOnce, Some(packet_id)) => {
-                self.enqueue(message, true);
+                self.enqueue(message, true, None);
                 self.owe(packet_id, false, true, Reason::Success);
             }
-            (QoS::ExactlyOnce, Some(packet_id)) => {
-                // A second PUBLISH with an identifier that PUBREL has not released is the same message. [MQTT-4.3.3-10]
-                let new = self.inbound.received.insert(packet_id, false).is_none();
-                if new {
-                    self.enqueue(message, true);
-                }
-                self.owe(packet_id, true, new, Reason::Success);
+            (QoS::ExactlyOnce, Some(packet_id)) => self.on_publish_qos2(message, packet_id),
+        }
+    }
+
+    fn on_publish_qos2(&mut self, message: Message, packet_id: PacketId) {
+        // A second PUBLISH with an identifier that PUBREL has not released is the same message. [MQTT-4.3.3-10]
+        match self.inbound.receipt(packet_id) {
+            None => {
+                self.inbound.set_receipt(packet_id, Receipt::Taken);
+                let receipt = self.persists().then_some(packet_id);
+                self.enqueue(message, true, receipt);
+                self.owe(packet_id, true, true, Reason::Success);
+            }
+            Some(Receipt::Released) => {
+                self.protocol_error("MQTT-2.2.1-3", "a packet identifier is used again before PUBCOMP");
+            }
+            Some(_) => {
+                self.inbound.set_receipt(packet_id, Receipt::Taken);
+                self.owe(packet_id, true, false, Reason::Success);
             }
         }
     }
@@ -127,7 +190,7 @@ impl Session {
     fn exceeds_receive_max(&self, publish: &Publish) -> bool {
         let resent = publish.packet_id.is_some_and(|id| self.inbound.received.contains_key(&id));
         // QoS 2 counts until PUBCOMP, QoS 1 until PUBACK. [MQTT-4.9]
-        let open = self.inbound.owed_qos1 + self.inbound.received.len();
+        let open = self.inbound.owed_qos1 + self.inbound.received.len() - self.inbound.received_before;
         self.version == Version::V5 && !resent && open >= usize::from(self.limits.receive_max)
     }
 
@@ -157,12 +220,12 @@ impl Session {
         }
     }
 
-    fn enqueue(&mut self, message: Message, log: bool) {
+    fn enqueue(&mut self, message: Message, log: bool, receipt: Option<PacketId>) {
         let bytes = message.payload.len() + message.properties.len() + MESSAGE_OVERHEAD_BYTES;
         self.inbound.uncommitted.push_back(bytes);
         self.inbound.uncommitted_bytes += bytes;
         self.inbound.durable_count += 1;
-        self.inbound.durable.push_back(Durable { message, log });
+        self.inbound.durable.push_back(Durable { message, log, receipt });
     }
 
     fn owe(&mut self, packet_id: PacketId, qos2: bool, own: bool, reason: Reason) {
@@ -230,23 +293,36 @@ impl Session {
                 continue;
             }
             if reason.is_error() {
-                self.inbound.received.remove(&packet_id);
-            } else if let Some(sent) = self.inbound.received.get_mut(&packet_id) {
-                *sent = true;
+                self.inbound.forget(packet_id);
+            } else if self.inbound.receipt(packet_id).is_some() {
+                self.inbound.set_receipt(packet_id, Receipt::Received);
             }
             self.send_ack(Packet::PubRec, Ack::new(packet_id, reason));
         }
     }
 
     pub(super) fn on_pubrel(&mut self, ack: &Ack) {
-        let reason = match self.inbound.received.get(&ack.packet_id) {
-            Some(false) => {
+        let packet_id = ack.packet_id;
+        let reason = match self.inbound.receipt(packet_id) {
+            Some(Receipt::Taken) => {
                 return self.protocol_error("MQTT-4.3.3-4", "PUBREL before PUBREC");
             }
-            Some(true) => Reason::Success,
+            Some(Receipt::Before | Receipt::Received) => Reason::Success,
+            // Its PUBCOMP is on its way.
+            Some(Receipt::Released) => return,
             None => Reason::PacketIdentifierNotFound,
         };
-        self.inbound.received.remove(&ack.packet_id);
-        self.send_ack(Packet::PubComp, Ack::new(ack.packet_id, reason));
+        match &mut self.persist {
+            Some(persist) if reason == Reason::Success => {
+                // Forgotten by the client and remembered here, the identifier would swallow its next message.
+                persist.update().released.push(packet_id);
+                persist.hold(Held::PubComp(packet_id, reason));
+                self.inbound.set_receipt(packet_id, Receipt::Released);
+            }
+            _ => {
+                self.inbound.forget(packet_id);
+                self.send_ack(Packet::PubComp, Ack::new(packet_id, reason));
+            }
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! SUBSCRIBE and UNSUBSCRIBE. [MQTT-3.8], [MQTT-3.10]
 //!
-//! A SUBACK waits until live fan-out delivers to its filters ([`Session::live_ready`]), so that what is published after
-//! it is delivered.
+//! The shell handles [`Event::Watch`] before it sends the SUBACK, and no packet is taken in between
+//! ([`Session::wants_packets`]), so that what is published after it is delivered.
 
-use super::subscriptions::{Slot, Subscription};
+use super::persist::{Held, Persist};
+use super::subscriptions::Subscription;
 use super::{Event, Moment, Session};
 use crate::codec::{
     Packet, Property, Reason, RetainHandling, SubAck, Subscribe, SubscribeFilter, UnsubAck, Unsubscribe, Version,
@@ -11,7 +12,7 @@ use crate::codec::{
 use crate::message::QoS;
 use crate::topic::TopicFilter;
 
-/// A SUBACK that waits for live fan-out, and the filters whose retained messages follow it.
+/// A SUBACK that waits until its subscriptions are stored, and the filters whose retained messages follow it.
 #[derive(Debug)]
 pub(super) struct PendingSubAck {
     suback: SubAck,
@@ -31,7 +32,12 @@ impl Session {
             .map(|wish| self.subscribe(wish, identifier, moment, &mut retained).unwrap_or_else(|reason| reason))
             .collect();
         let suback = SubAck { packet_id: subscribe.packet_id, properties: Vec::new(), reasons };
-        self.pending_subacks.push(PendingSubAck { suback, retained });
+        let pending = PendingSubAck { suback, retained };
+        match &mut self.persist {
+            // A client that was told of a subscription finds it after a crash.
+            Some(persist) => persist.hold(Held::SubAck(pending)),
+            None => self.send_suback(pending),
+        }
     }
 
     fn subscribe(
@@ -42,14 +48,14 @@ impl Session {
         retained: &mut Vec<TopicFilter>,
     ) -> Result<Reason, Reason> {
         let filter = TopicFilter::parse(wish.filter.as_str()).map_err(|_| Reason::TopicFilterInvalid)?;
-        if filter.share_group().is_some() {
-            return Err(Reason::SharedSubscriptionsNotSupported);
-        }
         if !self.authorize.may_subscribe(&self.identity, &filter) {
             return Err(Reason::NotAuthorized);
         }
         let known = self.subscriptions.get(&filter).cloned();
         if known.is_none() && self.subscriptions.len() >= self.limits.subscriptions_max {
+            return Err(Reason::QuotaExceeded);
+        }
+        if known.is_none() && self.persists() && !moment.filters_fit {
             return Err(Reason::QuotaExceeded);
         }
         let options = wish.options;
@@ -63,11 +69,13 @@ impl Session {
             retain_as_published: options.retain_as_published,
             identifier,
             since,
-            slot: known.and_then(|known| known.slot),
         });
+        self.store_subscribed(&filter, before.is_none());
         self.outbound.follow_log(self.subscriptions.read_log(), moment.head);
-        self.events.push_back(Event::Watch { filter: filter.clone(), before, after: Some(options.qos) });
+        self.watch(&filter, before.is_none(), options.qos);
         let send_retained = match options.retain_handling {
+            // [MQTT-4.8.2] says so of shared subscriptions.
+            _ if filter.share_group().is_some() => false,
             RetainHandling::Always => true,
             RetainHandling::IfNew => before.is_none(),
             RetainHandling::Never => false,
@@ -82,25 +90,23 @@ impl Session {
         })
     }
 
-    /// Live fan-out sends this filter's messages through `slot` from now on; `None` if not at all.
-    pub(crate) fn live_changed(&mut self, filter: &TopicFilter, slot: Option<Slot>) {
-        self.subscriptions.set_slot(filter, slot);
-    }
-
-    /// Whether a SUBACK waits for [`Session::live_ready`].
-    pub(crate) fn awaits_live(&self) -> bool {
-        !self.pending_subacks.is_empty()
-    }
-
-    /// Live fan-out delivers to all filters that were announced to it.
-    pub(crate) fn live_ready(&mut self) {
-        for PendingSubAck { suback, retained } in std::mem::take(&mut self.pending_subacks) {
-            if !self.is_open() {
-                return;
-            }
-            self.send(&Packet::SubAck(suback));
-            self.outbound.want_retained(retained);
+    /// Has live messages, or those of its group, come to a subscription.
+    pub(super) fn watch(&mut self, filter: &TopicFilter, is_new: bool, qos: QoS) {
+        if filter.share_group().is_some() {
+            self.join_group(filter, is_new);
+        } else {
+            self.events.push_back(Event::Watch { filter: filter.clone(), qos: Some(qos) });
         }
+    }
+
+    pub(super) fn send_suback(&mut self, PendingSubAck { suback, retained }: PendingSubAck) {
+        self.send(&Packet::SubAck(suback));
+        self.outbound.want_retained(retained);
+    }
+
+    /// Whether a SUBACK waits until its subscriptions are stored.
+    pub(super) fn awaits_suback(&self) -> bool {
+        self.persist.as_ref().is_some_and(Persist::holds_subacks)
     }
 
     pub(super) fn on_unsubscribe(&mut self, unsubscribe: Unsubscribe) {
@@ -108,8 +114,12 @@ impl Session {
         for filter in &unsubscribe.filters {
             let reason = match self.subscriptions.remove(filter.as_str()) {
                 Some(gone) => {
-                    let before = Some(gone.qos);
-                    self.events.push_back(Event::Watch { filter: gone.filter, before, after: None });
+                    self.store_unsubscribed(&gone.filter);
+                    if gone.filter.share_group().is_some() {
+                        self.leave_group(&gone.filter);
+                    } else {
+                        self.events.push_back(Event::Watch { filter: gone.filter, qos: None });
+                    }
                     Reason::Success
                 }
                 None => Reason::NoSubscriptionExisted,
@@ -121,6 +131,35 @@ impl Session {
         if self.version == Version::V311 {
             reasons.clear();
         }
-        self.send(&Packet::UnsubAck(UnsubAck { packet_id: unsubscribe.packet_id, properties: Vec::new(), reasons }));
+        let unsuback = UnsubAck { packet_id: unsubscribe.packet_id, properties: Vec::new(), reasons };
+        match &mut self.persist {
+            Some(persist) => persist.hold(Held::UnsubAck(unsuback)),
+            None => self.send(&Packet::UnsubAck(unsuback)),
+        }
     }
+
+    fn store_subscribed(&mut self, filter: &TopicFilter, is_new: bool) {
+        if let (Some(persist), Some(subscription)) = (&mut self.persist, self.subscriptions.get(filter)) {
+            let update = persist.update();
+            update.filter_bytes += if is_new { bytes_of(filter) } else { 0 };
+            // The last one counts.
+            update.unsubscribed.retain(|gone| **gone != *filter.as_written());
+            update.subscribed.retain(|stored| stored.filter != *filter);
+            update.subscribed.push(subscription.to_store());
+        }
+    }
+
+    fn store_unsubscribed(&mut self, filter: &TopicFilter) {
+        if let Some(persist) = &mut self.persist {
+            let update = persist.update();
+            update.filter_bytes -= bytes_of(filter);
+            update.subscribed.retain(|subscription| subscription.filter != *filter);
+            update.unsubscribed.push(filter.as_written().into());
+        }
+    }
+}
+
+/// What a filter counts in the book of sessions; a topic has at most 1,024 bytes.
+fn bytes_of(filter: &TopicFilter) -> i64 {
+    filter.as_written().len() as i64
 }

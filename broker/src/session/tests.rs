@@ -5,7 +5,8 @@ use super::*;
 use crate::auth::AllowAll;
 use crate::codec::tests::packet as codec_packet;
 use crate::codec::{
-    Decoder, PacketId, Property, Publish, RetainHandling, Subscribe, SubscribeFilter, SubscribeOptions, Text, Will,
+    Decoder, PacketId, Property, Publish, RetainHandling, Subscribe, SubscribeFilter, SubscribeOptions, Text,
+    Unsubscribe, Will,
 };
 use crate::log::LogMessage;
 use crate::topic::TopicName;
@@ -64,14 +65,15 @@ impl Wire {
         let mut wire = Wire::new(limits, connect.version);
         wire.handle(Packet::Connect(Box::new(connect)));
         assert!(matches!(wire.session.poll_event(), Some(Event::Connect(_))));
-        wire.session.accept(1, None, wire.moment());
+        assert!(wire.session.identify(None));
+        wire.session.accept(Acceptance { number: 1, ..Acceptance::default() }, wire.moment());
         assert!(matches!(wire.sent()[..], [Packet::ConnAck(ConnAck { reason: Reason::Success, .. })]));
         wire
     }
 
     fn moment(&self) -> Moment {
         let at = self.start + Duration::from_millis(self.now_ms);
-        Moment { at, utc_us: self.now_ms as i64 * 1_000 + 1, head: Offset(self.head) }
+        Moment { at, utc_us: self.now_ms as i64 * 1_000 + 1, head: Offset(self.head), filters_fit: true }
     }
 
     fn handle(&mut self, packet: Packet) {
@@ -109,8 +111,8 @@ impl Wire {
         };
         let filters = vec![SubscribeFilter { filter: Text::from(filter), options }];
         self.handle(Packet::Subscribe(Subscribe { packet_id: id(9), properties: Vec::new(), filters }));
+        assert!(!self.session.wants_packets(), "the filter is watched before anything else");
         self.events();
-        self.session.live_ready();
         assert_eq!(self.names(), ["SUBACK"]);
     }
 
@@ -132,7 +134,7 @@ impl Wire {
                     origin: 7,
                 },
             };
-            self.session.offer(vec![Arc::new(message)], Offset(from.0 + 1), self.moment());
+            self.session.offer(from, vec![Arc::new(message)], Offset(from.0 + 1), self.moment());
         }
     }
 }
@@ -418,7 +420,6 @@ fn full_output() {
     let limits = Limits { outbound_bytes_max: 400, ..Limits::default() };
     let mut wire = Wire::open(limits, connect(Version::V311));
     wire.subscribe("#", QoS::AtLeastOnce);
-    wire.session.live_changed(&TopicFilter::parse("#").unwrap(), Some(3));
     let message = |qos| Message {
         topic: TopicName::parse("t").unwrap(),
         payload: Bytes::from_static(&[0; 90]),
@@ -428,11 +429,10 @@ fn full_output() {
         origin: 7,
     };
     for _ in 0..10 {
-        wire.session.deliver_live(&Live { message: message(QoS::AtMostOnce), slot: 3 }, wire.moment());
+        wire.session.deliver_live(&message(QoS::AtMostOnce), wire.moment());
     }
-    // Through another slot it is the same message again; at QoS 1 it comes from the log.
-    wire.session.deliver_live(&Live { message: message(QoS::AtMostOnce), slot: 4 }, wire.moment());
-    wire.session.deliver_live(&Live { message: message(QoS::AtLeastOnce), slot: 3 }, wire.moment());
+    // At QoS 1 it comes from the log.
+    wire.session.deliver_live(&message(QoS::AtLeastOnce), wire.moment());
     let counts = wire.session.take_counts();
     assert_eq!((counts.delivered, counts.skipped), (5, 5));
     assert!(!wire.session.wants_packets());
@@ -440,6 +440,46 @@ fn full_output() {
     wire.sent();
     assert!(wire.session.wants_packets());
     assert_eq!(wire.session.wants_log(), Some(Offset(1)));
+}
+
+// A live message for one subscription is delivered by that subscription's options, whatever the others match, and not at
+// all once it is gone.
+#[test]
+fn live_message_for_one_subscription() {
+    let mut wire = Wire::open(Limits::default(), connect(Version::V5));
+    for (identifier, filter) in [(1, "#"), (2, "t")] {
+        let options = SubscribeOptions {
+            qos: QoS::AtMostOnce,
+            no_local: false,
+            retain_as_published: identifier == 2,
+            retain_handling: RetainHandling::Never,
+        };
+        let filters = vec![SubscribeFilter { filter: Text::from(filter), options }];
+        let properties = vec![Property::SubscriptionIdentifier(identifier)];
+        wire.handle(Packet::Subscribe(Subscribe { packet_id: id(9), properties, filters }));
+        wire.events();
+    }
+    assert_eq!(wire.names(), ["SUBACK", "SUBACK"]);
+    let Packet::Publish(published) = publish(QoS::AtLeastOnce, 1) else { unreachable!() };
+    let message = Message {
+        topic: published.topic.unwrap(),
+        payload: published.payload,
+        properties: Bytes::new(),
+        qos: QoS::AtLeastOnce,
+        retain: true,
+        origin: 7,
+    };
+    let filter = TopicFilter::parse("t").unwrap();
+    wire.session.deliver_live_for(&filter, &message, wire.moment());
+    let [Packet::Publish(got)] = &wire.sent()[..] else { panic!("not one PUBLISH") };
+    assert_eq!((&got.subscription_identifiers[..], got.retain, got.qos), (&[2][..], true, QoS::AtMostOnce));
+    wire.handle(Packet::Unsubscribe(Unsubscribe {
+        packet_id: id(9),
+        properties: Vec::new(),
+        filters: vec![Text::from("t")],
+    }));
+    wire.session.deliver_live_for(&filter, &message, wire.moment());
+    assert_eq!(wire.names(), ["UNSUBACK"]);
 }
 
 proptest::proptest! {
@@ -458,9 +498,6 @@ proptest::proptest! {
         for (old, new, commits) in packets {
             if wire.session.wants_packets() {
                 wire.handle(if v5 { new } else { old });
-            }
-            if wire.session.awaits_live() {
-                wire.session.live_ready();
             }
             for event in wire.events() {
                 if let Event::FetchRetained(filter) = event {

@@ -56,7 +56,7 @@ async fn the_file_is_readable_by_others() {
     let setting = |sql: &str| other.query_row(sql, [], |row| row.get::<_, String>(0)).unwrap();
     assert_eq!(setting("PRAGMA journal_mode"), "wal");
     for (pragma, expected) in
-        [("application_id", 0x4d57_4c47), ("user_version", 1), ("page_size", 4_096), ("auto_vacuum", 0)]
+        [("application_id", 0x4d57_4c47), ("user_version", 2), ("page_size", 4_096), ("auto_vacuum", 0)]
     {
         let value: i64 = other.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0)).unwrap();
         assert_eq!(value, expected, "{pragma}");

@@ -117,10 +117,32 @@ async fn companions_are_set_aside_too() {
 async fn a_newer_schema_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let old = written(dir.path()).await;
+    peek(dir.path()).execute_batch("PRAGMA user_version=3").unwrap();
+    assert!(matches!(Log::open(config(dir.path())), Err(OpenError::NewerSchema { found: 3, known: 2, .. })));
     peek(dir.path()).execute_batch("PRAGMA user_version=2").unwrap();
-    assert!(matches!(Log::open(config(dir.path())), Err(OpenError::NewerSchema { found: 2, known: 1, .. })));
-    peek(dir.path()).execute_batch("PRAGMA user_version=1").unwrap();
     assert_eq!(open(config(dir.path())).id(), old);
+}
+
+// A log of the first version, which had no sessions, is brought up to date with everything it holds.
+#[tokio::test]
+async fn an_older_schema_is_upgraded() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = written(dir.path()).await;
+    let tables =
+        "DROP TABLE session; DROP TABLE subscription; DROP TABLE outgoing; DROP TABLE incoming; DROP TABLE will;";
+    peek(dir.path()).execute_batch(&format!("{tables} PRAGMA user_version=1")).unwrap();
+    assert!(verify(dir.path()).unwrap().is_sound());
+    let log = open(config(dir.path()));
+    assert_eq!(log.id(), old);
+    let rows = read_disk(&log, 1).0.len() as u64;
+    assert_eq!(rows, log.head().0 - 1);
+    let begin = sessions::NewSession { client_id: "c".into(), username: None };
+    let id = log.sessions().next_id();
+    log.store_session(SessionUpdate { begin: Some(begin), ..SessionUpdate::of(id) }).await.unwrap();
+    log.close();
+    let log = open(config(dir.path()));
+    assert_eq!(log.sessions().find("c", 0), Some((id, false)));
+    assert_eq!(log.sessions().next_id(), sessions::SessionId(id.0 + 1));
 }
 
 // Another program's database is refused and left as it is.

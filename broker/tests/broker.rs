@@ -402,11 +402,11 @@ async fn sys_topics() {
     client.subscribe("#", QoS::AtMostOnce).await;
     client.assert_quiet().await;
     client.subscribe("$SYS/broker/clients/connected", QoS::AtMostOnce).await;
-    while client.message().await.payload != &b"1"[..] {}
+    while client.message().await.payload != b"1"[..] {}
     let other = Client::connect(gateway.addr(), Version::V311, "o").await;
-    while client.message().await.payload != &b"2"[..] {}
+    while client.message().await.payload != b"2"[..] {}
     drop(other);
-    while client.message().await.payload != &b"1"[..] {}
+    while client.message().await.payload != b"1"[..] {}
     let reason = client.publish("$SYS/broker/clients/connected", QoS::AtLeastOnce, b"7").await;
     assert_eq!(reason, Reason::NotAuthorized);
 }

@@ -18,7 +18,7 @@ use super::error::OpenError;
 use super::limits::{Budget, QUICK_CHECK_BYTES_MAX};
 use super::reader::is_damage;
 use super::session_book::SessionBook;
-use super::shared::Shared;
+use super::shared::{Kept, Shared};
 use super::store::Store;
 use super::{LogConfig, LogId, Offset, schema, sessions};
 use crate::clock;
@@ -76,7 +76,7 @@ pub(crate) fn open(mut config: LogConfig) -> Result<Parts, OpenError> {
     let retained = Retained::new(retained, limits.retained_count_max, limits.retained_bytes_max);
     let cursors = Cursors::new(cursors, head);
     let sessions = SessionBook::new(sessions, config.limits.sessions_max, budget.session_bytes_max);
-    let shared = Shared::new(config, budget, id, path, (oldest, head), cursors, sessions, retained);
+    let shared = Shared::new(config, budget, id, path, (oldest, head), Kept { cursors, sessions, retained });
     shared.counters.lost_rows.store(lost.0, std::sync::atomic::Ordering::Relaxed);
     shared.counters.lost_bytes.store(lost.1, std::sync::atomic::Ordering::Relaxed);
     Ok(Parts { shared: Arc::new(shared), store, admission, lock, set_aside })

@@ -259,7 +259,6 @@ fn log_config(config: &Config) -> LogConfig {
         },
         commit_delay: config.log.commit_delay,
         limits: log::Limits { sessions_max: config.broker.max_sessions, ..log::Limits::default() },
-        ..LogConfig::default()
     }
 }
 

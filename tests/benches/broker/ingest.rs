@@ -102,6 +102,21 @@ fn batch(publisher: usize, plan: Plan) -> anyhow::Result<Vec<Append>> {
     Ok(vec![Append { message, log: true, received_us: 1 }; plan.batch_rows])
 }
 
+/// What the disk takes to sync one page of a file, in milliseconds: the median of a hundred.
+pub(crate) fn sync_ms(dir: &Path) -> anyhow::Result<f64> {
+    let file = File::create(dir.join("page"))?;
+    let page = vec![7; 4_096];
+    let mut times_ms = Vec::new();
+    for _ in 0..100 {
+        let start = Instant::now();
+        file.write_all_at(&page, 0)?;
+        file.sync_data()?;
+        times_ms.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    times_ms.sort_by(f64::total_cmp);
+    Ok(times_ms[50])
+}
+
 /// Rows a second of a plain file below `dir`, synced after every `group_rows`.
 pub(crate) fn plain_file(dir: &Path, plan: Plan, group_rows: usize, time: Duration) -> anyhow::Result<f64> {
     let file = File::create(dir.join("plain"))?;

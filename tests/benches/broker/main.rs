@@ -76,7 +76,7 @@ fn main() -> anyhow::Result<ExitCode> {
         true => (1, QUICK),
         false => (options.runs.max(1), Limit { time, messages: MESSAGES_MAX }),
     };
-    println!("{}; load average {} at the start", process::machine(), process::load_average());
+    println!("{}\nat the start: {}", process::machine(), condition()?);
     println!("medians of {runs} runs of {:.1} s, gateway and peer in turn\n", limit.time.as_secs_f64());
     let (mut figures, mut spent, mut broken) = (Vec::new(), Vec::new(), 0);
     for scenario in scenario::ALL.iter().filter(|scenario| scenario.name.contains(&options.only)) {
@@ -98,12 +98,18 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     println!("{}", table::figures(&figures));
     println!("What a message cost (medians; messages/s: least and most of the runs):\n\n{}", table::spent(&spent));
-    println!("load average {} at the end", process::load_average());
+    println!("at the end: {}", condition()?);
     if broken > 0 {
         println!("\nThe gateway lost, repeated or reordered {broken} messages that it must not.");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How busy the machine and its disk are: figures of a busy one mean little.
+fn condition() -> anyhow::Result<String> {
+    let sync_ms = ingest::sync_ms(peers::scratch()?.path())?;
+    Ok(format!("load average {}, the disk syncs a page in {sync_ms:.2} ms", process::load_average()))
 }
 
 fn peer(options: &Options) -> Option<Kind> {
@@ -150,8 +156,12 @@ fn measure(
                 theirs.push(scenario.run(peer, limit)?);
             }
         }
-        let rate = |samples: &[Sample]| samples.last().and_then(|sample| sample.rate).unwrap_or_default();
-        eprintln!("{} {run}/{runs}: {:.0}/s, peer {:.0}/s", scenario.name, rate(&ours), rate(&theirs));
+        let rates: Vec<String> = [ours.last(), theirs.last()]
+            .into_iter()
+            .flatten()
+            .map(|sample| format!("{:.0}/s", sample.rate.unwrap_or_default()))
+            .collect();
+        eprintln!("{} {run}/{runs}: {}", scenario.name, rates.join(", peer "));
     }
     Ok((ours, theirs))
 }

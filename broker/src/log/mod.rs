@@ -336,8 +336,8 @@ impl Log {
         let (reply, answer) = oneshot::channel();
         room.forget();
         let rows = batch.len();
-        shared.queued(rows, bytes);
         slot.send(job(batch, bytes, session, Some(reply)));
+        shared.queued(rows, bytes);
         answer.await.map_err(|_| AppendError::Closed)?
     }
 
@@ -363,8 +363,9 @@ impl Log {
         match (room, slot) {
             (Ok(room), Ok(slot)) => {
                 room.forget();
-                shared.queued(batch.len(), bytes);
+                let rows = batch.len();
                 slot.send(job(batch, bytes, None, None));
+                shared.queued(rows, bytes);
                 Ok(())
             }
             (_, Err(mpsc::error::TrySendError::Closed(()))) => back(batch, NotQueued::Refused(AppendError::Closed)),

@@ -123,7 +123,10 @@ impl Shared {
         }
     }
 
-    /// Counts a batch that was queued, and wakes the writer if it is waiting for enough of them.
+    /// Counts a batch that is in the queue, and wakes the writer if it is waiting for enough of them. Only after it is
+    /// there: a writer that is woken before would commit without it, and the batch would wait a whole delay for the next
+    /// group. The writer may be faster and count it as taken first; the sums wrap for that moment, which at worst
+    /// starts a commit early.
     pub(crate) fn queued(&self, rows: usize, bytes: usize) {
         let (rows_max, bytes_max) = (self.config.limits.group_rows_max, self.budget.group_bytes_max);
         let rows_before = self.waiting_rows.fetch_add(rows, Ordering::AcqRel);
@@ -190,7 +193,7 @@ impl Shared {
             payload_bytes: get(&counters.payload_bytes),
             commits: get(&counters.commits),
             batches: get(&counters.batches),
-            queue_rows: self.waiting_rows.load(Ordering::Relaxed) as u64,
+            queue_rows: (self.waiting_rows.load(Ordering::Relaxed) as isize).max(0) as u64,
             queue_bytes: queue_bytes_max.saturating_sub(self.queue_bytes.available_permits() as u64),
             queue_bytes_max,
             not_queued: get(&counters.not_queued),

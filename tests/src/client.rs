@@ -280,7 +280,7 @@ pub fn connect_body(options: &Connect<'_>) -> Vec<u8> {
     body
 }
 
-fn push_text(body: &mut Vec<u8>, text: &[u8]) {
+pub(crate) fn push_text(body: &mut Vec<u8>, text: &[u8]) {
     body.extend((text.len() as u16).to_be_bytes());
     body.extend(text);
 }
@@ -301,7 +301,7 @@ fn parse(buffer: &[u8]) -> Option<(RawPacket, usize)> {
     Some((RawPacket { first, body }, at + length))
 }
 
-fn parse_publish(packet: &RawPacket) -> Option<(Delivery, Option<u16>)> {
+pub(crate) fn parse_publish(packet: &RawPacket) -> Option<(Delivery, Option<u16>)> {
     let body = &packet.body;
     let length = usize::from(u16::from_be_bytes([*body.first()?, *body.get(1)?]));
     let topic = String::from_utf8(body.get(2..2 + length)?.to_vec()).ok()?;

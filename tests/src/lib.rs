@@ -6,6 +6,7 @@ pub mod client;
 pub mod gateway;
 pub mod machine;
 pub mod publisher;
+pub mod session_client;
 
 use std::time::{Duration, Instant};
 

@@ -504,6 +504,7 @@ fn sessions_survive_kills_at_random_moments() {
     if let Some(newcomer) = newcomer {
         newcomer.check(&gateway);
     }
+    clients.set_gateway(None, |_| true);
     assert_eq!(gateway.terminate().unwrap(), Some(0));
     let topics = clients.topics();
     check_log(&dir.path().join("data"), &topics);

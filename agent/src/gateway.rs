@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millwright_broker::log::{CursorError, Log, LogConfig, OpenError, WhenFull};
+use millwright_broker::log::{self, CursorError, Log, LogConfig, OpenError, WhenFull};
 use millwright_broker::message::{Message, QoS};
 use millwright_broker::topic::TopicName;
 use millwright_broker::{BindError, Broker, BrokerConfig, Limits, Publisher, UserError, Users};
@@ -258,7 +258,7 @@ fn log_config(config: &Config) -> LogConfig {
             config::WhenFull::DropOldest => WhenFull::DropOldest,
         },
         commit_delay: config.log.commit_delay,
-        ..LogConfig::default()
+        limits: log::Limits { sessions_max: config.broker.max_sessions, ..log::Limits::default() },
     }
 }
 
@@ -271,6 +271,8 @@ fn broker_config(config: &Config, sources: &SourceMap) -> Result<BrokerConfig, U
         connections_max: config.broker.max_connections,
         packet_bytes_max: config.broker.max_packet_bytes,
         connect_deadline: config.broker.connect_timeout,
+        keep_alive_max_s: config.broker.max_keep_alive_s,
+        session_expiry_max_s: config.broker.max_session_expiry_s,
         ..Limits::default()
     };
     Ok(BrokerConfig {
@@ -278,6 +280,7 @@ fn broker_config(config: &Config, sources: &SourceMap) -> Result<BrokerConfig, U
         users: (!users.is_empty()).then_some(users),
         telemetry: sources.filters(),
         limits,
+        sys_interval: config.broker.sys_interval,
         ..BrokerConfig::default()
     })
 }

@@ -19,6 +19,7 @@ mod server;
 mod session;
 mod shares;
 mod stats;
+mod sys;
 pub mod topic;
 
 pub use auth::{AllowAll, Authorize, Identity, UserError, Users, hash_password};

@@ -25,6 +25,7 @@ use crate::message::{Message, QoS};
 use crate::registry::Registry;
 use crate::shares::Shares;
 use crate::stats::{BrokerStats, Counters, count};
+use crate::sys;
 use crate::topic::TopicFilter;
 
 /// How long connections may take to end at shutdown.
@@ -55,6 +56,8 @@ pub struct BrokerConfig {
     pub authorize: Arc<dyn Authorize>,
     /// What clients may take.
     pub limits: Limits,
+    /// How often statistics are published below `$SYS/broker/`; zero is never.
+    pub sys_interval: Duration,
 }
 
 impl Default for BrokerConfig {
@@ -65,6 +68,7 @@ impl Default for BrokerConfig {
             telemetry: Vec::new(),
             authorize: Arc::new(AllowAll),
             limits: Limits::default(),
+            sys_interval: Duration::from_secs(10),
         }
     }
 }
@@ -104,7 +108,7 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    fn stats(&self) -> BrokerStats {
+    pub(crate) fn stats(&self) -> BrokerStats {
         BrokerStats {
             clients: self.registry.len() as u64,
             fan_out_dropped: self.live.dropped(),
@@ -116,6 +120,18 @@ impl Hub {
     pub(crate) fn publish_live(&self, messages: Vec<Message>) -> bool {
         self.shares.give_live(&self.live, &messages);
         self.live.publish(messages)
+    }
+
+    /// Publishes for the gateway itself at QoS 0; retained in memory if the message asks for it.
+    pub(crate) fn publish_volatile(&self, mut message: Message) {
+        message.qos = QoS::AtMostOnce;
+        message.origin = 0;
+        if message.retain
+            && let Err(error) = self.log.retained().set_volatile(message.clone())
+        {
+            tracing::warn!(topic = %message.topic, %error, "a volatile message is not retained");
+        }
+        self.publish_live(vec![message]);
     }
 
     /// A session left a group for good.
@@ -146,6 +162,7 @@ pub struct Broker {
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
     keeper: JoinHandle<()>,
+    sys: JoinHandle<()>,
 }
 
 impl Broker {
@@ -175,7 +192,8 @@ impl Broker {
         let stop = watch::Sender::new(false);
         let accepting = tokio::spawn(accept(Arc::clone(&hub), listener, stop.subscribe()));
         let keeper = tokio::spawn(keeper::run(Arc::clone(&hub), stop.subscribe()));
-        Ok(Broker { hub, local_addr, stop, accepting, keeper })
+        let sys = tokio::spawn(sys::run(Arc::clone(&hub), config.sys_interval, stop.subscribe()));
+        Ok(Broker { hub, local_addr, stop, accepting, keeper, sys })
     }
 
     /// Where it listens.
@@ -196,9 +214,10 @@ impl Broker {
     /// Stops accepting, disconnects every client (0x8B in MQTT 5), and joins all tasks.
     pub async fn shutdown(self) {
         self.stop.send_replace(true);
-        // Either ended by panic only; there is nothing left to stop then.
+        // What ended by panic needs no stopping.
         let _ = self.accepting.await;
         let _ = self.keeper.await;
+        let _ = self.sys.await;
     }
 }
 
@@ -229,15 +248,8 @@ impl Publisher {
     }
 
     /// Publishes at QoS 0 to whoever is connected; retained in memory if the message asks for it. Never waits.
-    pub fn publish_volatile(&self, mut message: Message) {
-        message.qos = QoS::AtMostOnce;
-        message.origin = 0;
-        if message.retain
-            && let Err(error) = self.hub.log.retained().set_volatile(message.clone())
-        {
-            tracing::warn!(topic = %message.topic, %error, "a volatile message is not retained");
-        }
-        self.hub.publish_live(vec![message]);
+    pub fn publish_volatile(&self, message: Message) {
+        self.hub.publish_volatile(message);
     }
 }
 

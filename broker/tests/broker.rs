@@ -392,3 +392,21 @@ async fn port_in_use() {
     let error = millwright_broker::Broker::bind(config, gateway.log.clone()).await.unwrap_err();
     assert!(error.to_string().contains("in use"), "{error}");
 }
+
+// Statistics are below `$SYS/broker/`, retained and renewed, for those who ask for them by name; nobody else publishes
+// there. [MQTT-4.7.2-1]
+#[tokio::test(flavor = "multi_thread")]
+async fn sys_topics() {
+    let gateway = Gateway::with(|config| config.sys_interval = Duration::from_millis(20)).await;
+    let mut client = Client::connect(gateway.addr(), Version::V5, "c").await;
+    client.subscribe("#", QoS::AtMostOnce).await;
+    client.assert_quiet().await;
+    client.subscribe("$SYS/broker/clients/connected", QoS::AtMostOnce).await;
+    while client.message().await.payload != b"1"[..] {}
+    let other = Client::connect(gateway.addr(), Version::V311, "o").await;
+    while client.message().await.payload != b"2"[..] {}
+    drop(other);
+    while client.message().await.payload != b"1"[..] {}
+    let reason = client.publish("$SYS/broker/clients/connected", QoS::AtLeastOnce, b"7").await;
+    assert_eq!(reason, Reason::NotAuthorized);
+}

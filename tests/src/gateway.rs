@@ -94,6 +94,11 @@ impl Gateway {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.log.lock().map(|text| text.clone()).unwrap_or_default()

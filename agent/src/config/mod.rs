@@ -79,6 +79,14 @@ pub struct BrokerSection {
     pub max_packet_bytes: usize,
     /// How long a new connection may take to say CONNECT.
     pub connect_timeout: Duration,
+    /// The longest keep-alive that is granted, in seconds; 0 grants any.
+    pub max_keep_alive_s: u16,
+    /// The longest that a session outlives its connection, in seconds.
+    pub max_session_expiry_s: u32,
+    /// Sessions that are kept for clients, away or not.
+    pub max_sessions: usize,
+    /// How often `$SYS` is published; zero is never.
+    pub sys_interval: Duration,
     /// `[[broker.user]]`; if there is one, every client must log in.
     pub users: Vec<UserEntry>,
 }

@@ -107,6 +107,10 @@ fn broker(s: &mut Section<'_, '_>) -> (BrokerSection, Listen) {
     let max_connections = s.integer("max_connections", 1_000_usize, 1..=100_000);
     let max_packet_bytes = s.integer("max_packet_bytes", 262_144_usize, PACKET_BYTES_MIN..=16_777_216);
     let connect_timeout_ms = s.integer("connect_timeout_ms", 10_000_u64, 100..=600_000);
+    let max_keep_alive_s = s.integer("max_keep_alive_s", 60_u16, 0..=65_535);
+    let max_session_expiry_s = s.integer("max_session_expiry_s", 2_592_000_u32, 0..=u32::MAX);
+    let max_sessions = s.integer("max_sessions", 10_000_usize, 0..=1_000_000);
+    let sys_interval_s = s.integer("sys_interval_s", 10_u64, 0..=86_400);
     let users = users(s);
 
     let has_users = s.has("user");
@@ -122,8 +126,18 @@ fn broker(s: &mut Section<'_, '_>) -> (BrokerSection, Listen) {
     }
     let listen_at = Listen { spot: s.spot("listen"), given: s.has("listen") };
     let connect_timeout = Duration::from_millis(connect_timeout_ms);
-    let section =
-        BrokerSection { listen, allow_anonymous_on_network, max_connections, max_packet_bytes, connect_timeout, users };
+    let section = BrokerSection {
+        listen,
+        allow_anonymous_on_network,
+        max_connections,
+        max_packet_bytes,
+        connect_timeout,
+        max_keep_alive_s,
+        max_session_expiry_s,
+        max_sessions,
+        sys_interval: Duration::from_secs(sys_interval_s),
+        users,
+    };
     (section, listen_at)
 }
 

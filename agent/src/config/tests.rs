@@ -132,7 +132,8 @@ fn unknown_names_are_refused() {
             "4:1: [broker] lisen: unknown key; did you mean `listen`?",
             "5:1: [broker] quota_mb: unknown key; it belongs to [log]",
             "6:1: [broker] colour: unknown key; remove it; known here: listen, allow_anonymous_on_network, \
-             max_connections, max_packet_bytes, connect_timeout_ms, user",
+             max_connections, max_packet_bytes, connect_timeout_ms, max_keep_alive_s, max_session_expiry_s, \
+             max_sessions, sys_interval_s, user",
             "7:2: [brokr]: unknown section; did you mean `broker`?",
             "9:3: [[sources]]: unknown section; did you mean `source`?",
             "10:2: [zzz]: unknown section; remove it; known here: gateway, broker, log, http, pipeline, commissioning, \

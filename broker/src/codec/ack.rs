@@ -109,9 +109,8 @@ pub(super) fn encode_disconnect(disconnect: &Disconnect, version: Version, out: 
     let short = disconnect.reason == Reason::Success && disconnect.properties.is_empty();
     if version == Version::V5 && !short {
         body.put_u8(disconnect.reason.code());
-        if !disconnect.properties.is_empty() {
-            put_section(&mut body, &disconnect.properties);
-        }
+        // The length of no properties may be left out, but rumqttc 0.25 takes a DISCONNECT without it for malformed.
+        put_section(&mut body, &disconnect.properties);
     }
     put_packet(kind::DISCONNECT << 4, &body, out);
 }

@@ -46,6 +46,12 @@
 //! A consumer must not wait for an append of its own before it advances its cursor: when the log is full under
 //! [`WhenFull::Refuse`], that append waits for the cursor.
 //!
+//! # What it asks of the disk
+//!
+//! That a sync that has returned is true, and that a write which a power cut interrupts leaves the bytes beside it alone (what
+//! SQLite calls powersafe overwrite; frames of the write-ahead log share sectors). `tests/powercut` cuts the power at every
+//! kind of moment, and shows what a disk without either loses.
+//!
 //! # Limits
 //!
 //! [`Limits`] lists them all, with the arithmetic.

@@ -18,7 +18,7 @@ use super::error::OpenError;
 use super::limits::{Budget, QUICK_CHECK_BYTES_MAX};
 use super::reader::is_damage;
 use super::session_book::SessionBook;
-use super::shared::Shared;
+use super::shared::{Kept, Shared};
 use super::store::Store;
 use super::{LogConfig, LogId, Offset, schema, sessions};
 use crate::clock;
@@ -76,7 +76,7 @@ pub(crate) fn open(mut config: LogConfig) -> Result<Parts, OpenError> {
     let retained = Retained::new(retained, limits.retained_count_max, limits.retained_bytes_max);
     let cursors = Cursors::new(cursors, head);
     let sessions = SessionBook::new(sessions, config.limits.sessions_max, budget.session_bytes_max);
-    let shared = Shared::new(config, budget, id, path, (oldest, head), cursors, sessions, retained);
+    let shared = Shared::new(config, budget, id, path, (oldest, head), Kept { cursors, sessions, retained });
     shared.counters.lost_rows.store(lost.0, std::sync::atomic::Ordering::Relaxed);
     shared.counters.lost_bytes.store(lost.1, std::sync::atomic::Ordering::Relaxed);
     Ok(Parts { shared: Arc::new(shared), store, admission, lock, set_aside })
@@ -108,6 +108,18 @@ fn sync_dir(dir: &Path) {
     }
 }
 
+/// Makes durable what was found. A process that was killed between the write of a commit and its sync leaves a commit that is
+/// whole but only in the system's cache; shown to consumers, who remember how far they came, it must outlast a power cut.
+/// A checkpoint syncs the write-ahead log before it copies it. A reader of another program may keep it from doing so; then
+/// the next commit does.
+fn sync_found(connection: &Connection) -> rusqlite::Result<()> {
+    match connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+        // The database could not grow; the write-ahead log is synced by then, and the writer reports the full disk.
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => Ok(()),
+        other => other,
+    }
+}
+
 struct Loaded {
     store: Store,
     id: LogId,
@@ -134,6 +146,7 @@ fn load(path: &Path, config: &LogConfig, budget: &Budget) -> Result<Loaded, Atte
         let source = io::Error::from(io::ErrorKind::PermissionDenied);
         return Err(Attempt::Refused(OpenError::NotWritable { path: path.to_owned(), source }));
     }
+    sync_found(&connection).map_err(refused)?;
     schema::upgrade(&connection).map_err(refused)?;
     sessions::end_connections(&connection, clock::now_us()).map_err(refused)?;
     let id = log_id(&connection).map_err(refused)?.ok_or(Attempt::Corrupt)?;

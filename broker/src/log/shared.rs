@@ -49,6 +49,14 @@ pub(crate) struct Shared {
     waiting_bytes: AtomicUsize,
 }
 
+/// What the file keeps besides messages.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) cursors: Cursors,
+    pub(crate) sessions: SessionBook,
+    pub(crate) retained: Retained,
+}
+
 impl Shared {
     pub(crate) fn new(
         config: LogConfig,
@@ -56,9 +64,7 @@ impl Shared {
         id: LogId,
         path: PathBuf,
         (oldest, head): (u64, u64),
-        cursors: Cursors,
-        sessions: SessionBook,
-        retained: Retained,
+        Kept { cursors, sessions, retained }: Kept,
     ) -> Shared {
         let tail = Tail::new(head, config.limits.tail_rows_max, budget.tail_bytes_max);
         let queue_bytes = Semaphore::new(config.limits.queue_bytes_max);

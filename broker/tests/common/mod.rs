@@ -43,7 +43,8 @@ impl Gateway {
         let mut log_config = LogConfig { commit_delay: Duration::ZERO, ..LogConfig::new(dir.path()) };
         change_log(&mut log_config);
         let log = Log::open(log_config).unwrap().log;
-        let mut config = BrokerConfig { listen: ([127, 0, 0, 1], 0).into(), ..BrokerConfig::default() };
+        let listen = ([127, 0, 0, 1], 0).into();
+        let mut config = BrokerConfig { listen, sys_interval: Duration::ZERO, ..BrokerConfig::default() };
         change(&mut config);
         let broker = Broker::bind(config, log.clone()).await.unwrap();
         Gateway { broker, log, dir }

@@ -65,7 +65,7 @@ const SUBSCRIBERS: [(&str, Version, u8, Pace); 6] = [
 ];
 
 /// What the slow MQTT 5 subscriber takes at once.
-const SLOW_RECEIVE_MAX: u16 = 4;
+const SLOW_RECEIVE_MAX: u16 = 16;
 
 fn topic(publisher: &str, qos: u8) -> String {
     format!("kills/{qos}/{publisher}")

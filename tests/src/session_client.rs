@@ -12,7 +12,9 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use crate::PATIENCE;
-use crate::client::{CONNACK, Client, Delivery, PUBACK, PUBLISH, RawPacket, SUBACK, parse_publish, push_text};
+use crate::client::{
+    CONNACK, Client, Delivery, PINGRESP, PUBACK, PUBLISH, RawPacket, SUBACK, parse_publish, push_text,
+};
 
 /// Packet identifiers of publishes: so few that each is used again soon, which shows an identifier that the broker did
 /// not forget or forgot too early.
@@ -20,6 +22,9 @@ pub const PACKET_IDS: u16 = 40;
 
 /// The longest that [`SessionClient::step`] waits for a packet.
 pub const STEP_MAX: Duration = Duration::from_millis(20);
+
+/// How often a PINGREQ is sent: a broker may ask an MQTT 5 client for a keep-alive of its own choice. [MQTT-3.2.2-21]
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// PUBREC, PUBREL and PUBCOMP: packet types.
 const PUBREC: u8 = 5;
@@ -77,6 +82,7 @@ pub struct SessionClient {
     /// QoS 2 identifiers that are not released, with their messages.
     received: HashMap<u16, Delivery>,
     connection: Option<Client>,
+    pinged_at: Instant,
 }
 
 impl SessionClient {
@@ -91,6 +97,7 @@ impl SessionClient {
             last_id: 0,
             received: HashMap::new(),
             connection: None,
+            pinged_at: Instant::now(),
         }
     }
 
@@ -221,7 +228,12 @@ impl SessionClient {
     /// # Panics
     /// The broker breaks the protocol.
     pub fn step(&mut self) -> std::io::Result<Step> {
-        let packet = match self.connection.as_mut().ok_or(ErrorKind::NotConnected)?.receive() {
+        let connection = self.connection.as_mut().ok_or(ErrorKind::NotConnected)?;
+        if self.pinged_at.elapsed() >= PING_INTERVAL {
+            self.pinged_at = Instant::now();
+            connection.send(0xC0, &[])?;
+        }
+        let packet = match connection.receive() {
             Ok(packet) => packet,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 return Ok(Step::Quiet);
@@ -235,6 +247,7 @@ impl SessionClient {
             PUBREL => self.on_pubrel(&packet),
             PUBCOMP => self.on_pubcomp(&packet),
             DISCONNECT if packet.body.first() == Some(&SHUTTING_DOWN) => Err(ErrorKind::ConnectionAborted.into()),
+            PINGRESP => Ok(Step::Handshake),
             _ => panic!("{}: unexpected: {packet:?}", self.id),
         }
     }

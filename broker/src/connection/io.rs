@@ -50,7 +50,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
         output: &mut BytesMut,
         reads: bool,
     ) -> std::io::Result<Progress> {
-        if reads {
+        // Messages in the log's tail are slices of read buffers and keep them whole: one is used up before another is made,
+        // or a client that sends little at a time would keep a buffer for every message.
+        if reads && input.capacity() - input.len() < self.read_bytes / 4 {
             input.reserve(self.read_bytes);
         }
         poll_fn(|cx| {
@@ -73,7 +75,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
     }
 
     fn adapt(&mut self, bytes: usize, room: usize) {
-        if bytes == room {
+        if bytes == room && room >= self.read_bytes / 2 {
             self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
         } else if bytes < room / 4 {
             self.read_bytes = (self.read_bytes / 2).max(READ_BYTES_MIN);

@@ -58,7 +58,7 @@ def _train_parser(commands):
     train.add_argument("--unit", action="append", default=[], metavar="CHANNEL=UNIT", help="may be given several times")
     train.add_argument("--samples", type=int, default=training.SAMPLES, help="rows per window")
     train.add_argument("--stride", type=int, help="rows between windows to train on")
-    train.add_argument("--features", default=",".join(features.DEFAULT), help=f"of {', '.join(features.FEATURES)}")
+    train.add_argument("--features", metavar="A,B,…", help=f"of {', '.join(features.FEATURES)}; default by kind")
     train.add_argument("--margin", type=float, help="threshold over the highest held-back healthy score; default by kind")
     train.add_argument("--trees", choices=["native", "gemm"], default="native", help="how trees are written")
     train.add_argument("--assets", action="append", default=[], metavar="PATTERN", help="assets the packed model is for")
@@ -71,18 +71,29 @@ def _train(options):
     kind = kinds.find(options.kind)
     # Found before a training that may take minutes.
     millwright = None if options.no_pack else pack.program(options.millwright)
-    channels = None if options.channels is None else [name.strip() for name in options.channels.split(",")]
+    channels = None if options.channels is None else _names(options.channels)
     rows = history.read(options.data, channels=channels, label=options.label, asset=options.asset)
     trained = training.train(kind, rows, _settings(kind, options))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{options.name}-{options.version}.onnx"
+    packed = None
     path.write_bytes(trained.onnx)
+    try:
+        packed = millwright and pack.pack(millwright, path, options.out, options.assets)
+    except TrainError:
+        # What no gateway would run is not left for one to be given.
+        path.unlink()
+        raise
     for line in _summary(kind, rows, trained, path):
         print(line)
-    if millwright is not None:
-        print(pack.pack(millwright, path, options.out, options.assets))
+    if packed is not None:
+        print(f"packed: {packed}")
     elif not options.no_pack:
         print("not packed: there is no `millwright` here; run `millwright model pack` on this file where there is one")
+
+
+def _names(text):
+    return [name.strip() for name in text.split(",")]
 
 
 def _settings(kind, options):
@@ -100,7 +111,7 @@ def _settings(kind, options):
         version=options.version,
         samples=options.samples,
         stride=options.stride,
-        features=features.check([name.strip() for name in options.features.split(",")]),
+        features=None if options.features is None else features.check(_names(options.features)),
         margin=options.margin,
         trees=options.trees,
         normal_label=options.normal_label,

@@ -61,14 +61,23 @@ class Graph:
         product = self.op("MatMul", value, self.constant(matrix))
         return product if offset is None else self.op("Add", product, self.constant(offset))
 
-    def rbf(self, value, vectors, gamma):
-        """`exp(−γ·|value − vector|²)`, `[batch, vectors]`, from one MatMul: |x − v|² = |x|² − 2·x·v + |v|²."""
+    def square_distances(self, value, vectors):
+        """`|value − vector|²`, `[batch, vectors]`, from one MatMul: |x − v|² = |x|² − 2·x·v + |v|²."""
         vectors = np.asarray(vectors, dtype=np.float64)
         square = self.sum(self.op("Mul", value, value), 1, keepdims=1)
         distance = self.op("Add", square, self.affine(value, -2.0 * vectors.T, (vectors**2).sum(axis=1)[None, :]))
         # Rounding may leave a trace below 0.
-        distance = self.op("Relu", distance)
-        return self.op("Exp", self.op("Mul", distance, self.constant(-gamma)))
+        return self.op("Relu", distance)
+
+    def log_rbf(self, value, vectors, gamma, weights):
+        """`ln Σ weight·exp(−γ·|value − vector|²)`, `[batch]`; the nearest vector is taken out of the sum, which would be 0 in
+        `float32` some way off.
+        """
+        exponent = self.op("Mul", self.square_distances(value, vectors), self.constant(-gamma))
+        nearest = self.op("ReduceMax", exponent, axes=[1], keepdims=1)
+        near = self.op("Exp", self.op("Sub", exponent, nearest))
+        total = self.affine(near, np.asarray(weights).reshape(-1, 1))
+        return self.sum(self.op("Add", self.op("Log", total), nearest), 1)
 
     def finish(self, score, contribution=None):
         """The model, with `score: f32[batch]` and where given `contribution: f32[batch, channels]`."""

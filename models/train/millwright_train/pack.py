@@ -4,7 +4,6 @@ Owns finding the program. The gateway's words about a model that it cannot run, 
 """
 
 import os
-import pathlib
 import shutil
 import subprocess
 
@@ -36,6 +35,7 @@ def pack(millwright, model, folder, assets=()):
     except subprocess.TimeoutExpired as error:
         raise TrainError(f"`{' '.join(command)}` gave no answer in {TIMEOUT_S} s") from error
     if done.returncode != 0:
-        words = (done.stderr.strip() or done.stdout.strip()).removeprefix("error: ")
-        raise TrainError(f"the gateway refuses {pathlib.Path(model).name}: {words}")
+        words = (done.stderr.strip() or done.stdout.strip()).removeprefix("millwright: ")
+        hint = "; `--trees gemm` does that" if "TreeEnsemble" in words else ""
+        raise TrainError(f"not packed: {words}{hint}")
     return done.stdout.strip()

@@ -12,6 +12,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression
+from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -29,6 +30,8 @@ PCA_VARIANCE = 0.9
 PCA_QUANTILE = 0.99
 # Share of training windows that the one-class SVM may leave outside.
 SVM_NU = 0.05
+# Sums of kernels below this are 0 in double precision, or soon will be.
+SVM_SUM_MIN = 1e-300
 # A residual's spread is at least this, in standard deviations of the feature: a perfect fit is luck, not precision.
 RESIDUAL_FLOOR = 0.02
 # A neuron or two per channel: few enough that a faulty machine is not reproduced.
@@ -42,6 +45,7 @@ class FeatureModel:
     """Whether the features are made uncorrelated as well: for models that would not see that two of them belong together."""
 
     library = LIBRARY
+    features_default = features.DEFAULT
     margin = MARGIN
     origin = 0.0
     raw_max = None
@@ -165,7 +169,10 @@ class MahalanobisModel(WhiteningModel):
 
 
 class OneClassSvmModel(FeatureModel):
-    """Support vectors around the healthy windows; the kernel is written as MatMul, since engines lack the SVM operators."""
+    """Support vectors around the healthy windows: `raw = −ln Σ αᵢ·k(xᵢ, x)`. This orders windows as the library's decision
+    function does, but goes on growing with the distance, where the sum itself is 0: a machine far off would look like any other,
+    and no channel could be blamed. The kernel is written as MatMul, since engines lack the SVM operators.
+    """
 
     whitens = True
     origin = None
@@ -174,19 +181,20 @@ class OneClassSvmModel(FeatureModel):
         z = self.fit_features(windows)
         # What scikit-learn calls "scale", for features of variance 1; it keeps the value of that to itself.
         self.svm = OneClassSVM(kernel="rbf", nu=SVM_NU, gamma=1.0 / z.shape[1]).fit(z)
-        # Far from every support vector all kernels are 0.
-        self.raw_max = float(-self.svm.intercept_[0])
         return self
 
     def raw(self, windows):
-        return -self.svm.decision_function(self.scaled(windows))
+        # `score_samples` is this sum after −ρ + ρ, which leaves nothing of a small one.
+        kernel = rbf_kernel(self.scaled(windows), self.svm.support_vectors_, gamma=self.svm.gamma)
+        return -np.log(np.maximum(kernel @ self.svm.dual_coef_[0], SVM_SUM_MIN))
 
     def graph(self, kind, shape, scale):
         graph = self.new_graph(kind, shape)
-        kernel = graph.rbf(self.graph_scaled(graph), self.svm.support_vectors_, self.svm.gamma)
-        inside = graph.affine(kernel, self.svm.dual_coef_.T / scale.span)
-        above = graph.op("Sub", graph.constant((self.raw_max - scale.origin) / scale.span), graph.sum(inside, 1))
-        return graph.finish(graph.op("Relu", above))
+        svm = self.svm
+        log = graph.log_rbf(self.graph_scaled(graph), svm.support_vectors_, svm.gamma, svm.dual_coef_[0])
+        log = graph.op("Max", log, graph.constant([np.log(SVM_SUM_MIN)]))
+        above = graph.op("Sub", graph.constant([-scale.origin]), log)
+        return graph.finish(graph.op("Relu", graph.op("Mul", above, graph.constant(1.0 / scale.span))))
 
 
 class ResidualModel(FeatureModel):

@@ -53,6 +53,8 @@ class IsolationForestModel(TreeModel):
     """How few comparisons isolate a window: `raw = 2^(−depth / c)`, as in Liu, Ting and Zhou 2008."""
 
     whitens = True
+    # A tree asks one feature at a time, drawn by chance: among many that are calm the one that is not is rarely asked.
+    features_default = ("mean",)
     # Beyond the range that it was trained on every window is as isolated as the farthest: scores crowd under a ceiling.
     margin = 1.15
     origin = None

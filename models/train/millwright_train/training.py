@@ -24,7 +24,8 @@ class Settings:
     version: int = 1
     samples: int = SAMPLES
     stride: int | None = None
-    features: tuple = features.DEFAULT
+    features: tuple | None = None
+    """`None`: as the kind suggests."""
     margin: float | None = None
     """`None`: as the kind suggests."""
     trees: str = "native"
@@ -93,7 +94,8 @@ def fit(kind, make, training, settings):
     frame = features.Frame.fit(training.values)
     if kind.windowed:
         return make(frame).fit(training.values)
-    model = make(frame, settings.features, settings.trees) if kind.trees else make(frame, settings.features)
+    names = make.features_default if settings.features is None else settings.features
+    model = make(frame, names, settings.trees) if kind.trees else make(frame, names)
     if kind.supervised:
         return model.fit(training.values, training.labels, settings.normal_label)
     return model.fit(training.values)

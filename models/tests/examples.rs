@@ -5,6 +5,7 @@
 
 // The functions that tests share are tests as well.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "the differences are shown when the test passes, too")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

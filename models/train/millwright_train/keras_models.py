@@ -23,10 +23,13 @@ import tf2onnx  # noqa: E402
 
 from .graph import IR_VERSION, OPSET, Z_MAX, adopt  # noqa: E402
 from .scale import MARGIN  # noqa: E402
+from .windows import epochs  # noqa: E402
 
 LIBRARY = f"Keras {keras.__version__} on TensorFlow {tf.__version__}"
 EPOCHS = 40
 BATCH = 64
+# A long history is gone through less often: some minutes on one core at the most.
+STEPS_MAX = 4000
 LEARNING_RATE = 5e-3
 RESIDUAL_FLOOR = 0.02
 
@@ -50,7 +53,8 @@ class KerasModel:
         z = self._standardise(tf.constant(windows))
         self.network = self.build(*windows.shape[1:])
         self.network.compile(optimizer=keras.optimizers.Adam(LEARNING_RATE), loss="mse")
-        self.network.fit(z, z, epochs=EPOCHS, batch_size=BATCH, verbose=0)
+        times = epochs(EPOCHS, len(z), BATCH, STEPS_MAX)
+        self.network.fit(z, z, epochs=times, batch_size=BATCH, verbose=0)
         residual = z - self.network(z, training=False)
         spread = np.sqrt(np.mean(np.square(residual.numpy()), axis=(0, 1)))
         self.per_spread = (1.0 / np.maximum(spread, RESIDUAL_FLOOR)).astype(np.float32)

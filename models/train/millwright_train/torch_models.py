@@ -17,10 +17,13 @@ from torch import nn
 
 from .graph import OPSET, Z_MAX, adopt
 from .scale import MARGIN
+from .windows import epochs
 
 LIBRARY = f"PyTorch {torch.__version__.partition('+')[0]}"
 EPOCHS = 60
 BATCH = 64
+# A long history is gone through less often: some minutes on one core at the most.
+STEPS_MAX = 4000
 LEARNING_RATE = 5e-3
 # The score of a channel that is reproduced perfectly is still measured in at least this share of its spread.
 RESIDUAL_FLOOR = 0.02
@@ -79,7 +82,7 @@ class TorchModel:
         optimiser = torch.optim.Adam(self.module.parameters(), lr=LEARNING_RATE)
         order = torch.Generator().manual_seed(0)
         self.module.train()
-        for _ in range(EPOCHS):
+        for _ in range(epochs(EPOCHS, len(z), BATCH, STEPS_MAX)):
             for rows in torch.randperm(len(z), generator=order).split(BATCH):
                 optimiser.zero_grad()
                 self.module.residual(z[rows]).square().mean().backward()

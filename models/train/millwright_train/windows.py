@@ -79,3 +79,8 @@ def split(windows, held_back=0.3):
             f"use a longer export or fewer --samples"
         )
     return training, back
+
+
+def epochs(wanted, windows, batch, steps_max):
+    """How often to go through the windows: as often as wanted, but for at most `steps_max` steps, and at least once."""
+    return max(1, min(wanted, steps_max // math.ceil(windows / batch)))

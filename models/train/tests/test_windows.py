@@ -41,3 +41,9 @@ def test_too_little_is_refused(states):
     # A stride that leaves a handful of windows is refused with the remedy.
     with pytest.raises(TrainError, match="use a longer export"):
         windows.split(windows.cut(states, 20, stride=200))
+
+
+def test_a_long_history_is_gone_through_less_often():
+    # 6,400 windows in batches of 64 are 100 steps: 40 times are 4,000 steps and allowed, 41 are not.
+    assert [windows.epochs(wanted, 6400, 64, 4000) for wanted in (39, 40, 41)] == [39, 40, 40]
+    assert windows.epochs(60, 10**9, 64, 4000) == 1

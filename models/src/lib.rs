@@ -2,8 +2,8 @@
 //!
 //! Owns everything that is known about a model file: the metadata that makes it self-describing ([`contract`]), the
 //! checks that decide whether it may run ([`runtime`]), the detector that is learned on site ([`commission()`]), the
-//! episode logic that turns scores into alarms ([`episode`]) and the manifest under which a model travels
-//! ([`manifest`]). Never touches the network, the disk, a clock or telemetry: bytes and numbers in, bytes and numbers out.
+//! episode logic that turns scores into alarms ([`episode`]), the manifest under which a model travels
+//! ([`manifest`]) and who vouches for it ([`signature`]). Never touches the network, the disk, a clock or telemetry: bytes and numbers in, bytes and numbers out.
 //!
 //! Reading order: [`contract`] → [`runtime`] → [`commission()`] → [`episode`].
 
@@ -20,6 +20,7 @@ pub mod manifest;
 mod occlusion;
 pub mod onnx;
 pub mod runtime;
+pub mod signature;
 mod wire;
 
 pub use commission::{CommissionError, Commissioned, Report, Subject, commission};
@@ -30,3 +31,4 @@ pub use episode::{Episode, State};
 pub use features::Feature;
 pub use manifest::{Assembler, Manifest, ManifestError};
 pub use runtime::{Explanation, LoadError, LoadLimits, Model, RunError, Scores};
+pub use signature::{PublicKey, SecretKey, SignatureError};

@@ -12,8 +12,11 @@
 //! `mw/v1/model/<model>/chunk/<sha256>/<n>`. `chunks` holds the SHA-256 of each, so that a bad one is known at once; every chunk
 //! but the last has `chunk_size` bytes.
 //!
-//! **Unknown fields are tolerated**: a newer fleet may add some, such as a signature over the others, which this reader does not
-//! check. What it does check holds without them.
+//! `"rollback_from": 5` makes it a **rollback**: of versions, only a rollback goes down, and only from the version it names, so that it
+//! cannot be replayed once a newer one is active.
+//!
+//! `"signature"` vouches for all other fields ([`crate::signature`] makes and checks it). **Unknown fields are tolerated**: a newer fleet
+//! may add some; they are signed with the rest, and what is checked here holds without them.
 
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +75,8 @@ pub struct Manifest {
     #[serde(skip_serializing_if = "Option::is_none")]
     created: Option<String>,
     assets: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rollback_from: Option<u64>,
 }
 
 /// The fields as they are written.
@@ -87,6 +92,8 @@ struct ManifestJson {
     created: Option<String>,
     #[serde(default)]
     assets: Vec<String>,
+    #[serde(default)]
+    rollback_from: Option<u64>,
 }
 
 impl Manifest {
@@ -114,9 +121,13 @@ impl Manifest {
             let expected = format!("{count} digests for this size and chunk_size, and at most {CHUNKS_MAX}");
             return Err(ManifestError::Range { field: "chunks", found: read.chunks.len() as u64, expected });
         }
-        let ManifestJson { name, version, sha256, chunks, created, assets, .. } = read;
+        if let Some(from) = read.rollback_from.filter(|from| *from <= read.version) {
+            let expected = format!("higher than the version {} that it goes back to", read.version);
+            return Err(ManifestError::Range { field: "rollback_from", found: from, expected });
+        }
+        let ManifestJson { name, version, sha256, chunks, created, assets, rollback_from, .. } = read;
         let assets = check_assets(assets, &name)?;
-        Ok(Manifest { name, version, sha256, size, chunk_size, chunks, created, assets })
+        Ok(Manifest { name, version, sha256, size, chunk_size, chunks, created, assets, rollback_from })
     }
 
     /// Describes a model file that is to be published in chunks of `chunk_size` bytes.
@@ -140,8 +151,18 @@ impl Manifest {
             chunks,
             created,
             assets: Vec::new(),
+            rollback_from: None,
         };
         Manifest::parse(&manifest.to_json())
+    }
+
+    /// Makes it a rollback from version `from`, which is active now.
+    ///
+    /// # Errors
+    /// [`ManifestError::Range`] when `from` is not higher than this version.
+    pub fn rolling_back(mut self, from: u64) -> Result<Manifest, ManifestError> {
+        self.rollback_from = Some(from);
+        Manifest::parse(&self.to_json())
     }
 
     /// Says which assets the model is for; none means the asset called like the model.
@@ -187,6 +208,11 @@ impl Manifest {
     /// Patterns of the assets it is for, at least one: `*` stands for any text, everything else for itself.
     pub fn assets(&self) -> &[String] {
         &self.assets
+    }
+
+    /// The version that it goes back from, if it is a rollback.
+    pub fn rollback_from(&self) -> Option<u64> {
+        self.rollback_from
     }
 
     /// When it was made, as the publisher wrote it.

@@ -1,17 +1,18 @@
-//! `millwright model`: publish a model to a gateway.
+//! `model push`: publish a model to its gateways, and wait for the answer of the first.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
+use clap::Args;
 use millwright_models::contract::Contract;
 use millwright_models::manifest::{CHUNK_BYTES_MAX, Manifest};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use serde_json::Value;
 
-use super::{FAILED, Failure, output, runtime};
+use super::super::{FAILED, Failure, output, runtime};
+use super::{manifest_of, read, secret_key};
 
 /// Messages sent and not yet acknowledged.
 const IN_FLIGHT: u16 = 16;
@@ -20,29 +21,20 @@ const PACKET_BYTES_MAX: usize = 2 * CHUNK_BYTES_MAX;
 /// Longest time for the broker to take everything.
 const PUBLISH: Duration = Duration::from_secs(120);
 
-/// Arguments of `model`.
+/// Arguments of `model push`.
 #[derive(Debug, Args)]
-pub(super) struct ModelArguments {
-    #[command(subcommand)]
-    command: ModelCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum ModelCommand {
-    /// Publish a model as retained messages and wait for the gateway's answer
-    Push(PushArguments),
-}
-
-#[derive(Debug, Args)]
-struct PushArguments {
-    /// The ONNX file; its name and version are in its metadata
+pub(super) struct PushArguments {
+    /// The ONNX file; its name and version are in its metadata. If the manifest of its package lies beside it, that is published
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// Sign it with this private key
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
     /// The broker
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:1883")]
     broker: String,
     /// The assets it is for; `*` stands for any text, may be given several times. Default: the asset called like the model
-    #[arg(long = "asset", value_name = "PATTERN")]
+    #[arg(long = "assets", visible_alias = "asset", value_name = "PATTERN")]
     assets: Vec<String>,
     /// MQTT user name; the password is read from the environment variable MILLWRIGHT_PASSWORD
     #[arg(long)]
@@ -59,19 +51,41 @@ struct PushArguments {
 ///
 /// # Errors
 /// The file is no model by the contract, or the broker does not take it.
-pub(super) fn run(arguments: &ModelArguments) -> Result<ExitCode, Failure> {
-    let ModelCommand::Push(arguments) = &arguments.command;
-    let file = std::fs::read(&arguments.file)
-        .with_context(|| format!("cannot read {}", arguments.file.display()))
-        .map_err(Failure::wrong_use)?;
-    let contract =
-        Contract::read(&file).with_context(|| arguments.file.display().to_string()).map_err(Failure::wrong_use)?;
-    let manifest = Manifest::describe(contract.name.clone(), contract.version, &file, CHUNK_BYTES_MAX, None)
-        .map_err(Failure::wrong_use)?
-        .for_assets(arguments.assets.clone())
-        .map_err(Failure::wrong_use)?;
-    let answer = runtime()?.block_on(push(arguments, &manifest, &file))?;
+pub(super) fn run(arguments: &PushArguments) -> Result<ExitCode, Failure> {
+    let file = read(&arguments.file)?;
+    let (manifest, json) = manifest(arguments, &file)?;
+    let answer = runtime()?.block_on(push(arguments, &manifest, json, &file))?;
     Ok(report(arguments, &manifest, answer.as_ref())?)
+}
+
+/// The manifest of the package, if the file is one of a package; else one made now.
+fn manifest(arguments: &PushArguments, file: &[u8]) -> Result<(Manifest, Vec<u8>), Failure> {
+    let beside = manifest_of(&arguments.file);
+    if arguments.assets.is_empty() && arguments.key.is_none() && beside.exists() {
+        let json = read(&beside)?;
+        let manifest =
+            Manifest::parse(&json).with_context(|| beside.display().to_string()).map_err(Failure::wrong_use)?;
+        if *manifest.sha256() != millwright_models::Digest::of(file) {
+            let told = format!(
+                "{} is not the manifest of {}: pack the model again",
+                beside.display(),
+                arguments.file.display()
+            );
+            return Err(Failure::wrong_use(anyhow::anyhow!(told)));
+        }
+        return Ok((manifest, json));
+    }
+    let contract =
+        Contract::read(file).with_context(|| arguments.file.display().to_string()).map_err(Failure::wrong_use)?;
+    let manifest = Manifest::describe(contract.name.clone(), contract.version, file, CHUNK_BYTES_MAX, None)
+        .and_then(|manifest| manifest.for_assets(arguments.assets.clone()))
+        .map_err(Failure::wrong_use)?;
+    let json = manifest.to_json();
+    let json = match &arguments.key {
+        Some(key) => secret_key(key)?.sign(&json)?,
+        None => json,
+    };
+    Ok((manifest, json))
 }
 
 fn report(arguments: &PushArguments, manifest: &Manifest, answer: Option<&Value>) -> anyhow::Result<ExitCode> {
@@ -107,7 +121,12 @@ fn report(arguments: &PushArguments, manifest: &Manifest, answer: Option<&Value>
 }
 
 /// Publishes chunks, then the manifest, and returns the first answer about this file.
-async fn push(arguments: &PushArguments, manifest: &Manifest, file: &[u8]) -> anyhow::Result<Option<Value>> {
+async fn push(
+    arguments: &PushArguments,
+    manifest: &Manifest,
+    json: Vec<u8>,
+    file: &[u8],
+) -> anyhow::Result<Option<Value>> {
     let (host, port) = arguments.broker.rsplit_once(':').context("--broker is HOST:PORT")?;
     let port: u16 = port.parse().context("--broker is HOST:PORT")?;
     let mut options = MqttOptions::new(format!("millwright-push-{}", std::process::id()), host, port);
@@ -123,7 +142,7 @@ async fn push(arguments: &PushArguments, manifest: &Manifest, file: &[u8]) -> an
         for (n, chunk) in manifest.split(file).enumerate() {
             client.publish(manifest.chunk_topic(n), QoS::AtLeastOnce, true, chunk).await?;
         }
-        client.publish(manifest.topic(), QoS::AtLeastOnce, true, manifest.to_json()).await?;
+        client.publish(manifest.topic(), QoS::AtLeastOnce, true, json).await?;
         anyhow::Ok(())
     };
     let mut answer = None;

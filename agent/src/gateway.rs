@@ -285,7 +285,8 @@ fn broker_config(config: &Config, sources: &SourceMap) -> Result<BrokerConfig, U
     })
 }
 
-fn engine_settings(config: &Config) -> EngineSettings {
+/// How the pipeline learns and watches by the configuration.
+pub(crate) fn engine_settings(config: &Config) -> EngineSettings {
     let params = millwright_models::Params { window: config.commissioning.window, ..Default::default() };
     EngineSettings {
         gateway: config.gateway.id.clone(),

@@ -49,7 +49,6 @@ pub struct Scores {
 
 /// Where contributions come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Explanation {
     /// The graph gives them.
     Graph,

@@ -7,6 +7,7 @@ mod delivery;
 mod hostile;
 mod mistakes;
 mod quota;
+mod rehearsal;
 mod sessions;
 mod update;
 

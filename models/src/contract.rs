@@ -44,6 +44,8 @@
 //! there. For a forecast the graph's input is `window: f32[batch, samples − horizon, channels]`; `millwright.samples` counts both. A
 //! residual compares with the window, so `reconstruction` and `forecast` do not go with `features`.
 //!
+//! The likeliest class besides the normal one, or the value with its unit, is told with an alert.
+//!
 //! A golden vector's `score` is that of the table, and its `contribution` is compared where the graph or the table gives one. Its
 //! `window` is row-major `[samples][channels]`; `row` stands for a window whose rows are all the same. Keys that are not listed are
 //! tolerated; what changes the meaning of a listed one raises `millwright.contract`.

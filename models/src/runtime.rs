@@ -25,6 +25,7 @@ use crate::occlusion::Occlusion;
 
 use engine::{Engine, Source, WAYS};
 pub use error::{LoadError, LoadLimits, RunError};
+pub use output::Finding;
 use output::Outputs;
 
 /// Most windows in one run of the engine: beyond some dozens a larger batch gains nothing, and it bounds the memory.
@@ -45,6 +46,8 @@ pub struct Scores {
     pub score: Vec<f32>,
     /// What each channel added, `[batch][channels]`, never negative.
     pub contribution: Vec<f32>,
+    /// What else the model says, one per window; empty for kinds that say no more than a score.
+    pub finding: Vec<Finding>,
 }
 
 /// Where contributions come from.

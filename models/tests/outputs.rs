@@ -136,6 +136,9 @@ fn probabilities_are_scored_by_the_normal_class() {
     assert_eq!(model.explanation(), Explanation::Occlusion);
     let windows = [window([0.2, 0.7, 0.1]), window([0.4, 0.5, 0.1]), window([0.0, 1.00005, 0.0])].concat();
     let scores = model.score(&windows, 3).unwrap();
+    let told: Vec<_> =
+        scores.finding.iter().map(|finding| finding.describe(&model.contract().output).unwrap()).collect();
+    assert_eq!(told, ["bearing (20 %)", "bearing (40 %)", "leak (0 %)"]);
     let near = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-6, "{found} is not {expected}");
     [0.6, 1.0, 0.0].into_iter().zip(&scores.score).for_each(|(expected, found)| near(*found, expected));
     [0.0, 0.4, 0.0, 0.0, 0.8, 0.0]
@@ -164,12 +167,15 @@ fn a_probability_is_between_0_and_1() {
 #[test]
 fn a_remaining_useful_life_alarms_below_its_limit() {
     // Healthy at 100 h, alarm at 20 h: 60 h is half way, 20 h is the alarm, −60 h twice as far, and more than healthy is 0. Without
-    // channel a the score would be 0.
+    // channel a the score would be 0. The value itself is told with its unit.
     let model = load(&regressor()).unwrap();
     assert_eq!(model.explanation(), Explanation::Occlusion);
     let windows: Vec<f32> = [60.0, 20.0, -60.0, 140.0, 100.0].iter().flat_map(|a| window([*a, 2.0, 3.0])).collect();
     let scores = model.score(&windows, 5).unwrap();
     close(&scores.score, &[0.5, 1.0, 2.0, 0.0, 0.0]);
+    let told: Vec<_> =
+        scores.finding.iter().map(|finding| finding.describe(&model.contract().output).unwrap()).collect();
+    assert_eq!(told, ["60.0 h", "20.0 h", "-60.0 h", "140.0 h", "100.0 h"]);
     close(&scores.contribution[..9], &[0.5, 0.0, 0.0, 1.0, 0.0, 0.0, 2.0, 0.0, 0.0]);
 }
 

@@ -11,6 +11,37 @@ use crate::detector::Z_MAX;
 /// How far outside 0…1 a probability may be: engines differ by about 1e-6, sums over many trees by some more.
 const PROBABILITY_ROUNDING: f32 = 1e-4;
 
+/// What a model says of a window besides its score.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Finding {
+    /// The most probable class among those that are not the normal one.
+    Class {
+        /// Which, in the order of the contract's classes.
+        class: usize,
+        /// Its probability.
+        probability: f32,
+    },
+    /// The regressed value.
+    Value(f32),
+}
+
+impl Finding {
+    /// The finding in a few words, `bearing (72 %)` or `37.5 h`; `None` if it is not one of `output`.
+    pub fn describe(self, output: &OutputKind) -> Option<String> {
+        match (self, output) {
+            (Finding::Class { class, probability }, OutputKind::Probability(classes)) => {
+                Some(format!("{} ({:.0} %)", classes.names.get(class)?, probability * 100.0))
+            }
+            (Finding::Value(value), OutputKind::Regression(regression)) => {
+                // Tenths are enough for a crew, and more digits than a value of 0.01 has would hide it.
+                let value = if value.abs() >= 1.0 { format!("{value:.1}") } else { format!("{value:.3}") };
+                Some(regression.unit.as_ref().map_or(value.clone(), |unit| format!("{value} {unit}")))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// What the engine gives for some windows.
 #[derive(Debug, Default)]
 pub(super) struct Outputs {
@@ -62,8 +93,15 @@ pub(super) fn convert(
                 let observed = window.get(window.len() - values.len()..).unwrap_or_default();
                 residual_score(&forecast.residual, observed, values, &mut scores.contribution)
             }
-            OutputKind::Probability(classes) => probability_score(classes, values, row)?,
-            OutputKind::Regression(regression) => regression_score(regression, values),
+            OutputKind::Probability(classes) => {
+                let score = probability_score(classes, values, row)?;
+                scores.finding.extend(likeliest_fault(classes, values));
+                score
+            }
+            OutputKind::Regression(regression) => {
+                scores.finding.extend(values.first().map(|value| Finding::Value(*value)));
+                regression_score(regression, values)
+            }
         };
         if !score.is_finite() {
             return Err(RunError::NotFinite { row, found: score });
@@ -103,6 +141,12 @@ fn probability_score(classes: &Classes, probabilities: &[f32], row: usize) -> Re
     }
     let normal = probabilities.get(classes.normal).copied().unwrap_or(f32::NAN);
     Ok((1.0 - normal.clamp(0.0, 1.0)) / classes.threshold)
+}
+
+fn likeliest_fault(classes: &Classes, probabilities: &[f32]) -> Option<Finding> {
+    let faults = probabilities.iter().enumerate().filter(|(class, _)| *class != classes.normal);
+    let (class, probability) = faults.max_by(|a, b| a.1.total_cmp(b.1))?;
+    Some(Finding::Class { class, probability: probability.clamp(0.0, 1.0) })
 }
 
 /// `max(0, (healthy − value)/(healthy − alarm))`: on either side of `healthy` the quotient grows towards the alarm.

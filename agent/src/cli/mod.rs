@@ -55,6 +55,9 @@ enum Command {
     Evaluate(evaluate::EvaluateArguments),
     /// Work with models
     Model(model::ModelArguments),
+    /// Load and watch models for a gateway, which starts it; not for use by hand
+    #[command(hide = true)]
+    Worker,
     /// Make a password hash for the configuration
     Passwd,
 }
@@ -73,6 +76,9 @@ pub fn main() -> ExitCode {
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
         Command::Model(arguments) => model::run(&arguments),
+        Command::Worker => crate::models::worker::serve::serve(std::io::stdin().lock(), std::io::stdout().lock())
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Failure::from),
         Command::Passwd => Ok(passwd::run(|password| millwright_broker::hash_password(password.as_bytes()))),
     };
     result.unwrap_or_else(|failure| {

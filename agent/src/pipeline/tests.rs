@@ -83,12 +83,12 @@ impl Run {
     fn restart(&mut self) {
         let mut engine = Engine::new(settings(), self.engine.next_event());
         for changed in self.engine.take_changed() {
-            let Changed { id, saved, new_rows } = changed;
+            let Changed { id, saved, previous: _, new_rows } = changed;
             // The saved form goes through its bytes, as it does on disk.
             let bytes = postcard::to_stdvec(&saved).unwrap();
             let saved: super::asset::SavedAsset = postcard::from_bytes(&bytes).unwrap();
             let model = saved.model.as_ref().and_then(|key| self.models.iter().find(|m| m.sha256 == key.sha256));
-            engine.restore_asset(id, saved, model.cloned(), new_rows.1);
+            engine.restore_asset(id, saved, (model.cloned(), None), new_rows.1);
         }
         self.engine = engine;
     }
@@ -187,7 +187,7 @@ fn a_new_model_leaves_no_row_unscored() {
         let mut run = Run::new();
         run.feed((0..210).map(|k| reading("pump", k, usize::MAX)));
         let pushed = model("pump", 2, &CHANNELS, samples, "pump");
-        assert_eq!(run.engine.install(&pushed), Ok(1));
+        assert_eq!(run.engine.install(&pushed).unwrap().assets, 1);
         run.feed((210..450).map(|k| reading("pump", k, usize::MAX)));
         let times: Vec<i64> = run.scores.iter().map(|(_, score)| score.time_us / SECOND_US).collect();
         assert_eq!(times, (LEARNED_ROWS as i64..450).collect::<Vec<_>>(), "window of {samples}");

@@ -3,6 +3,7 @@
 //! Owns the subcommands and what they share. A package is two files side by side, `<name>-<version>.onnx` and
 //! `<name>-<version>.manifest.json`; the manifest names the other by its SHA-256 and carries the signature.
 
+mod fleet;
 mod inspect;
 mod package;
 mod push;
@@ -16,6 +17,7 @@ use clap::{Args, Subcommand};
 use millwright_models::signature::{PublicKey, SecretKey};
 
 use super::Failure;
+use crate::models::order::Wish;
 
 /// Arguments of `model`.
 #[derive(Debug, Args)]
@@ -40,6 +42,12 @@ enum ModelCommand {
     Test(test::TestArguments),
     /// Publish a model as retained messages and wait for the gateway's answer
     Push(push::PushArguments),
+    /// Show the versions that a gateway has and where they stand
+    List(fleet::ListArguments),
+    /// Let a version in shadow score now, or one that was taken back score again
+    Promote(fleet::OrderArguments),
+    /// Take a version back: the one before it scores again
+    Rollback(fleet::OrderArguments),
 }
 
 /// Does what is asked.
@@ -55,6 +63,9 @@ pub(super) fn run(arguments: &ModelArguments) -> Result<ExitCode, Failure> {
         ModelCommand::Inspect(arguments) => inspect::run(arguments),
         ModelCommand::Test(arguments) => test::run(arguments),
         ModelCommand::Push(arguments) => push::run(arguments),
+        ModelCommand::List(arguments) => fleet::list(arguments),
+        ModelCommand::Promote(arguments) => fleet::order(Wish::Promote, arguments),
+        ModelCommand::Rollback(arguments) => fleet::order(Wish::Rollback, arguments),
     }
 }
 

@@ -87,6 +87,7 @@ fn load(arguments: &TestArguments, config: &Config) -> Result<Installed, Failure
         .map_err(Failure::wrong_use)?;
     let limits = LoadLimits {
         file_bytes_max: usize::try_from(config.models.size_bytes_max).unwrap_or(usize::MAX),
+        memory_bytes_max: config.models.memory_bytes_max.min(LoadLimits::default().memory_bytes_max),
         ..LoadLimits::default()
     };
     install::load(&bytes, Origin::Pushed, manifest.assets().to_vec(), &limits)

@@ -332,7 +332,8 @@ fn order_topic(config: &Config) -> anyhow::Result<TopicName> {
     Ok(TopicName::parse(&format!("mw/v1/gateway/{}/command", config.gateway.id))?)
 }
 
-fn engine_settings(config: &Config) -> EngineSettings {
+/// How the pipeline learns and watches by the configuration.
+pub(crate) fn engine_settings(config: &Config) -> EngineSettings {
     let params = millwright_models::Params { window: config.commissioning.window, ..Default::default() };
     EngineSettings {
         gateway: config.gateway.id.clone(),

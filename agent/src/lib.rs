@@ -16,6 +16,7 @@ pub mod models;
 pub mod observe;
 pub mod outbox;
 pub mod pipeline;
+pub mod rehearsal;
 pub mod restore;
 pub mod source;
 pub mod state;

@@ -8,6 +8,7 @@ mod hostile;
 mod life;
 mod mistakes;
 mod quota;
+mod rehearsal;
 mod sessions;
 mod update;
 

@@ -66,7 +66,7 @@ enum Command {
 pub fn main() -> ExitCode {
     // Wrong use ends here with status 2 and the usage on stderr.
     let arguments = Arguments::parse();
-    let quiet = matches!(&arguments.command, Command::Demo(_) | Command::Replay(_));
+    let quiet = matches!(&arguments.command, Command::Demo(_) | Command::Replay(_) | Command::Model(_));
     start_logs(if quiet { "error" } else { "info" });
     let result = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use millwright_models::commission::Commissioned;
-use millwright_models::{ModelName, State};
+use millwright_models::{Finding, ModelName, State};
 
 use super::asset::{Asset, Changed, LastScore, RowOutcome, SavedAsset};
 use super::fleet::{Fleet, Installed, Origin};
@@ -97,6 +97,7 @@ struct PendingWindow {
 struct WindowScore {
     score: f32,
     contribution: Vec<f32>,
+    finding: Option<Finding>,
 }
 
 impl Engine {
@@ -332,6 +333,7 @@ impl Engine {
                 contract: window.model.model.contract(),
                 window: batch.values.get(window.start..window.end).unwrap_or_default(),
                 contribution: &result.contribution,
+                finding: result.finding,
                 time_us: window.time_us,
             };
             self.emit(window, change, alert, result.score, &observation);
@@ -453,9 +455,10 @@ impl Batch {
         match model.model.score(&windows, run.len()) {
             Ok(result) => {
                 let results = result.score.iter().zip(result.contribution.chunks(channels));
-                for (index, (score, contribution)) in run.iter().zip(results) {
+                for (row, (index, (score, contribution))) in run.iter().zip(results).enumerate() {
                     if let Some(slot) = scores.get_mut(*index) {
-                        *slot = Some(WindowScore { score: *score, contribution: contribution.to_vec() });
+                        let (contribution, finding) = (contribution.to_vec(), result.finding.get(row).copied());
+                        *slot = Some(WindowScore { score: *score, contribution, finding });
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! `millwright model`: make, sign, publish and follow models.
+//! `millwright model`: make, try, sign, publish and follow models.
 //!
 //! Owns the subcommands and what they share. A package is two files side by side, `<name>-<version>.onnx` and
 //! `<name>-<version>.manifest.json`; the manifest names the other by its SHA-256 and carries the signature.
@@ -7,6 +7,7 @@ mod fleet;
 mod inspect;
 mod package;
 mod push;
+mod test;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ enum ModelCommand {
     Verify(package::VerifyArguments),
     /// Show what a model file says of itself and how the engine runs it
     Inspect(inspect::InspectArguments),
+    /// Run a model over the telemetry that a gateway has stored: which alerts would it have raised?
+    Test(test::TestArguments),
     /// Publish a model as retained messages and wait for the gateway's answer
     Push(push::PushArguments),
     /// Show the versions that a gateway has and where they stand
@@ -58,6 +61,7 @@ pub(super) fn run(arguments: &ModelArguments) -> Result<ExitCode, Failure> {
         ModelCommand::Sign(arguments) => package::sign(arguments),
         ModelCommand::Verify(arguments) => package::verify(arguments),
         ModelCommand::Inspect(arguments) => inspect::run(arguments),
+        ModelCommand::Test(arguments) => test::run(arguments),
         ModelCommand::Push(arguments) => push::run(arguments),
         ModelCommand::List(arguments) => fleet::list(arguments),
         ModelCommand::Promote(arguments) => fleet::order(Wish::Promote, arguments),

@@ -323,13 +323,13 @@ fn model_bombs_are_refused() {
     for side in [20_000, 100_000] {
         let file = plant.file("bomb.onnx", &bomb(&plant.model(5, 1.0), side));
         let pushed = plant.push(&file, &["--wait", "50"]);
-        println!("{side}²: {}", told(&pushed));
+        eprintln!("{side}²: {}", told(&pushed));
         assert_eq!(pushed.status.code(), Some(1), "{}", told(&pushed));
         assert!(told(&pushed).contains("rejected, ") && told(&pushed).contains("allocate"), "{}", told(&pushed));
         plant.scores_on("a bomb");
     }
     let pushed = plant.push(&plant.file("nan.onnx", &not_a_number(&plant.model(6, 1.0), 1e6)), &[]);
-    println!("no numbers: {}", told(&pushed));
+    eprintln!("no numbers: {}", told(&pushed));
     assert!(told(&pushed).contains("rejected"), "{}", told(&pushed));
     plant.scores_on("no numbers at all");
     assert_eq!(plant.version(), Some(1));
@@ -341,7 +341,7 @@ fn model_bombs_are_refused() {
     let slow = commission_subject(&Subject::new("pump-1", 5, &channels), &plant.machine.matrix(6_000), &params);
     let slow = slow.unwrap().onnx;
     let pushed = plant.push(&plant.file("slow.onnx", &slow), &["--wait", "50"]);
-    println!("slow: {}", told(&pushed));
+    eprintln!("slow: {}", told(&pushed));
     assert!(told(&pushed).contains("rejected"), "{}", told(&pushed));
     plant.scores_on("a slow model");
 }
@@ -417,6 +417,6 @@ fn kills_during_updates_leave_a_running_model() {
         plant.scores_on(&format!("killed in round {round}"));
         *versions.entry(plant.version().unwrap_or(0)).or_insert(0) += 1;
     }
-    println!("{rounds} kills; versions that scored after them: {versions:?}");
+    eprintln!("{rounds} kills; versions that scored after them: {versions:?}");
     assert!(!versions.contains_key(&0), "{versions:?}");
 }

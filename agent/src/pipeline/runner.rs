@@ -51,12 +51,11 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// What the pipeline is asked to do.
 pub enum Command {
-    /// Install a pushed model; the answer comes when it is in use and stored.
+    /// Install a pushed model that is stored already, so that no sample waits for a disk: after a crash, what was folded since the
+    /// last checkpoint is folded again, with this model. The answer comes when it is in use.
     Install {
         /// The model.
         model: Arc<Installed>,
-        /// What to store in the same transaction.
-        versions: Vec<VersionRow>,
         /// Which assets it scores now, or why not.
         reply: oneshot::Sender<Result<Installation, InstallError>>,
     },
@@ -380,18 +379,15 @@ impl Runner {
     fn carry_out(&mut self, command: Command) {
         match command {
             // Nobody waits for an answer when the gateway is stopping.
-            Command::Install { model, versions, reply } => {
+            Command::Install { model, reply } => {
                 let installed = self.parts.engine.install(&model);
-                if installed.is_ok() {
-                    let models = vec![model_row(&model)];
-                    self.checkpoint_until_stored(ModelChanges { models, versions, ..ModelChanges::default() });
-                }
+                self.dirty |= installed.is_ok();
                 let _ = reply.send(installed);
             }
             Command::RollBack { name, sha256, previous, versions, reply } => {
                 let back = self.parts.engine.roll_back(&name, &sha256, previous);
                 let withdrawn = vec![sha256];
-                self.checkpoint_until_stored(ModelChanges { withdrawn, versions, ..ModelChanges::default() });
+                self.checkpoint_until_stored(ModelChanges { withdrawn, versions });
                 let _ = reply.send(back);
             }
             Command::Installation { sha256, reply } => {
@@ -434,7 +430,8 @@ impl Runner {
     }
 
     fn gather_checkpoint(&mut self, changes: ModelChanges) -> Checkpoint {
-        let ModelChanges { mut models, withdrawn, versions } = changes;
+        let ModelChanges { withdrawn, versions } = changes;
+        let mut models = Vec::new();
         let mut outbox = Vec::new();
         for output in self.parts.engine.take_outputs() {
             match output {
@@ -444,7 +441,7 @@ impl Runner {
                     if let Err(error) = stored {
                         tracing::error!(%error, asset = ?model, "a learned model could not be stored: it is learned again after a restart");
                     }
-                    models.push(model_row(&model));
+                    models.push(ModelRow::of(&model));
                 }
             }
         }
@@ -522,19 +519,8 @@ impl Runner {
 /// What a command changes of the models that are installed.
 #[derive(Default)]
 struct ModelChanges {
-    models: Vec<ModelRow>,
     withdrawn: Vec<String>,
     versions: Vec<VersionRow>,
-}
-
-fn model_row(model: &Installed) -> ModelRow {
-    ModelRow {
-        sha256: model.sha256.clone(),
-        name: model.name.to_string(),
-        version: model.version,
-        origin: model.origin,
-        assets: model.assets.clone(),
-    }
 }
 
 /// The messages of an event: the event itself, and the asset's current alert.

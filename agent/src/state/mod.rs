@@ -16,7 +16,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::clock;
 use crate::pipeline::asset::{Changed, SavedAsset};
-use crate::pipeline::fleet::{ModelKey, Origin};
+use crate::pipeline::fleet::{Installed, ModelKey, Origin};
 use versions::VersionRow;
 
 /// Version of the tables; a newer one is refused, not touched.
@@ -123,6 +123,19 @@ pub struct ModelRow {
     pub origin: Origin,
     /// The assets it is for.
     pub assets: Vec<String>,
+}
+
+impl ModelRow {
+    /// The row of a model that is installed.
+    pub fn of(model: &Installed) -> ModelRow {
+        ModelRow {
+            sha256: model.sha256.clone(),
+            name: model.name.to_string(),
+            version: model.version,
+            origin: model.origin,
+            assets: model.assets.clone(),
+        }
+    }
 }
 
 /// A message that must be published once.
@@ -264,6 +277,20 @@ impl State {
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Stores a pushed model and what became of its versions, before it is installed.
+    ///
+    /// # Errors
+    /// SQLite fails; nothing of it is stored then.
+    pub fn store_pushed(&self, model: &ModelRow, rows: &[VersionRow]) -> Result<(), StateError> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        store_model(&transaction, model)?;
+        for row in rows {
+            versions::store(&transaction, row)?;
+        }
+        Ok(transaction.commit()?)
     }
 
     /// Forgets models.

@@ -320,6 +320,7 @@ fn worker_begin(config: &Config) -> Begin {
     let alarm = engine_settings(config).alarm;
     Begin {
         memory_bytes_max: config.models.memory_bytes_max,
+        load_s_max: config.models.load_s_max,
         file_bytes_max: config.models.size_bytes_max,
         raise_rows: alarm.raise_rows,
         raise_after_us: alarm.raise_after_us,

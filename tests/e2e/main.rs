@@ -5,6 +5,7 @@ mod commands;
 mod crash;
 mod delivery;
 mod hostile;
+mod life;
 mod mistakes;
 mod quota;
 mod rehearsal;

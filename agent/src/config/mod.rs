@@ -193,6 +193,8 @@ pub struct ModelsSection {
     pub size_bytes_max: u64,
     /// Memory that a model may take while it is tried and watched, in bytes.
     pub memory_bytes_max: u64,
+    /// How long loading and trying a model may take, in seconds.
+    pub load_s_max: u64,
     /// Who may vouch for a model; without any, everybody.
     pub trusted_keys: Vec<PublicKey>,
     /// What a new version must keep to.

@@ -217,6 +217,7 @@ fn alarm(s: &mut Section<'_, '_>) -> AlarmSection {
 fn models(s: &mut Section<'_, '_>) -> ModelsSection {
     let max_mb = s.integer("max_mb", 32_u64, 1..=32);
     let memory_mb = s.integer("memory_mb", 256_u64, 32..=4_096);
+    let load_s_max = s.integer("load_s", 60_u64, 1..=600);
     let example = "[\"ed25519:…\"]";
     let keys =
         s.list("trusted_keys", "public keys, as `millwright model keygen` prints them", example).unwrap_or_default();
@@ -253,7 +254,7 @@ fn models(s: &mut Section<'_, '_>) -> ModelsSection {
         latency_us_max: (latency_ms_max * 1000.0) as u64,
     };
     let (size_bytes_max, memory_bytes_max) = (max_mb.saturating_mul(MIB), memory_mb.saturating_mul(MIB));
-    ModelsSection { size_bytes_max, memory_bytes_max, trusted_keys, bounds }
+    ModelsSection { size_bytes_max, memory_bytes_max, load_s_max, trusted_keys, bounds }
 }
 
 fn sources(root: &mut Section<'_, '_>) -> Vec<SourceConfig> {

@@ -563,8 +563,9 @@ impl Steward {
                 return;
             }
         };
-        let row =
-            self.versions.iter().find(|row| row.name == order.model.as_str() && row.version == order.version).cloned();
+        // A file that was refused may have had the same number.
+        let named = self.versions.iter().filter(|row| row.name == order.model.as_str() && row.version == order.version);
+        let row = named.max_by_key(|row| row.state != VersionState::Rejected).cloned();
         let reason = order.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
         let state = match (order.wish, row) {
             (_, None) => {

@@ -14,8 +14,6 @@ use super::protocol::{self, Answer, Begin, Loaded, Request};
 use crate::models::judge::Comparison;
 use crate::pipeline::tap::Feed;
 
-/// Longest time for loading, optimising and trying a model; the largest that pass the limits take some seconds on a small machine.
-pub const LOAD_DEADLINE: Duration = Duration::from_secs(60);
 /// Longest time for one batch of the log.
 const FEED_DEADLINE: Duration = Duration::from_secs(20);
 /// Longest time to learn how a process ended.
@@ -28,6 +26,7 @@ pub struct Worker {
     input: ChildStdin,
     output: ChildStdout,
     memory_bytes_max: u64,
+    load_deadline: Duration,
 }
 
 impl Worker {
@@ -38,13 +37,15 @@ impl Worker {
     pub async fn start(program: &Path, begin: Begin) -> Result<Worker, String> {
         let failed = |error: std::io::Error| format!("no process could be started to try it: {error}");
         let mut command = Command::new(program);
+        // Nothing of the gateway's environment is its business, and a backtrace would not fit its memory.
+        command.env_clear();
         command.arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
         let mut child = command.spawn().map_err(failed)?;
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err("no process could be started to try it: it has no pipes".to_owned());
         };
-        let memory_bytes_max = begin.memory_bytes_max;
-        let mut worker = Worker { child, input, output, memory_bytes_max };
+        let (memory_bytes_max, load_deadline) = (begin.memory_bytes_max, Duration::from_secs(begin.load_s_max));
+        let mut worker = Worker { child, input, output, memory_bytes_max, load_deadline };
         worker.send(&Request::Begin(begin)).await.map_err(failed)?;
         Ok(worker)
     }
@@ -54,7 +55,7 @@ impl Worker {
     /// # Errors
     /// It was refused, or brought the worker down; in words.
     pub async fn load(&mut self, file: Vec<u8>, assets: Vec<String>) -> Result<Loaded, String> {
-        match self.ask(&Request::Load { file, assets }, LOAD_DEADLINE, "loading it and trying it").await? {
+        match self.ask(&Request::Load { file, assets }, self.load_deadline, "loading it and trying it").await? {
             Answer::Loaded(loaded) => Ok(loaded),
             Answer::Refused(reason) => Err(reason),
             Answer::Seen(_) => Err("its process answered out of turn".to_owned()),

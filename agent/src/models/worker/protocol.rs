@@ -35,6 +35,8 @@ pub enum Request {
 pub struct Begin {
     /// Memory beyond what it needs itself.
     pub memory_bytes_max: u64,
+    /// Longest time for loading, optimising and trying a model, seconds; the gateway's side holds it.
+    pub load_s_max: u64,
     /// Largest file.
     pub file_bytes_max: u64,
     /// See [`crate::alarm::AlarmSettings`].

@@ -6,6 +6,7 @@
 mod support;
 
 use millwright_models::{Explanation, LoadError, LoadLimits, Model, RunError};
+use proptest::prelude::*;
 use support::{File, int, ints, window};
 
 fn load(file: &File) -> Result<Model, LoadError> {
@@ -333,4 +334,21 @@ fn an_error_in_an_occluded_window_names_the_window() {
     let windows = [window([0.0, 1.0, 0.0]), window([0.9, 0.2, 0.0])].concat();
     let error = model.score(&windows, 2).unwrap_err();
     assert!(matches!(&error, RunError::Probability { row: 1, class, .. } if class == "leak"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn any_window_gives_numbers_or_an_error(values in proptest::collection::vec(any::<f32>(), 12), kind in 0_usize..4) {
+        // Whatever the readings, the largest and smallest included, a score is finite and not negative, as are its contributions.
+        static MODELS: std::sync::LazyLock<[Model; 4]> = std::sync::LazyLock::new(|| {
+            [autoencoder(), forecaster(), classifier(-5.0, 5.0), regressor()].map(|file| load(&file).unwrap())
+        });
+        if let Ok(scores) = MODELS[kind].score(&values, 1) {
+            prop_assert!(scores.score.len() == 1 && scores.contribution.len() == 3);
+            let numbers = scores.score.iter().chain(&scores.contribution);
+            prop_assert!(numbers.clone().all(|v| v.is_finite() && *v >= 0.0), "{scores:?}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! HTTP: `/healthz` and `/api/v1/status`.
+//! HTTP: `/healthz`, `/api/v1/status` and `/api/v1/models`.
 //!
 //! Owns what HTTP clients see; the only file that names `axum`. Reads what others publish in memory and never touches the
 //! log or the pipeline, so that a slow client slows nobody.
@@ -42,8 +42,11 @@ impl Dashboard {
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
         let (stop, mut stopped) = watch::channel(false);
-        let routes =
-            Router::new().route("/healthz", get(healthz)).route("/api/v1/status", get(status)).with_state(source);
+        let routes = Router::new()
+            .route("/healthz", get(healthz))
+            .route("/api/v1/status", get(status))
+            .route("/api/v1/models", get(models))
+            .with_state(source);
         let task = tokio::spawn(async move {
             let until = async move {
                 // An error means that the owner is gone, which is a reason to stop too.
@@ -75,6 +78,10 @@ async fn healthz(State(source): State<Arc<StatusSource>>) -> Response {
         None => (StatusCode::OK, "ok\n").into_response(),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
+}
+
+async fn models(State(source): State<Arc<StatusSource>>) -> Response {
+    Json(source.models.borrow().as_ref()).into_response()
 }
 
 async fn status(State(source): State<Arc<StatusSource>>) -> Response {

@@ -1,6 +1,6 @@
 //! The gateway as a whole: the order in which its parts start and stop.
 //!
-//! Start: log, `state.db`, models, pipeline, outbox, broker, model updates, HTTP. Clients are let in when
+//! Start: log, `state.db`, models, pipeline, outbox, broker, HTTP, model updates. Clients are let in when
 //! everything behind them works. Stop, in this order: the broker stops accepting and closes its sessions; model updates;
 //! the pipeline folds what is left and writes its last checkpoint; the outbox publishes it; HTTP; the log commits and
 //! closes. Never does the work of a part.
@@ -16,12 +16,15 @@ use millwright_broker::message::{Message, QoS};
 use millwright_broker::topic::TopicName;
 use millwright_broker::{BindError, Broker, BrokerConfig, Limits, Publisher, UserError, Users};
 use millwright_models::runtime::LoadLimits;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::alarm::AlarmSettings;
 use crate::config::{self, Config};
 use crate::dashboard::{Dashboard, HttpError};
+use crate::models::order::ORDERS_MAX;
+use crate::models::steward::{self, ModelsView, StewardParts};
+use crate::models::worker::protocol::Begin;
 use crate::outbox;
 use crate::pipeline::engine::EngineSettings;
 use crate::pipeline::health::HealthTiming;
@@ -31,7 +34,6 @@ use crate::restore::{self, Restored};
 use crate::source::SourceMap;
 use crate::state::{State, StateError};
 use crate::status::{Status, StatusSource};
-use crate::updates::{self, UpdateParts};
 
 /// The name of the inference cursor in the log.
 const INFERENCE: &str = "inference";
@@ -67,6 +69,7 @@ pub enum StartError {
 /// The running gateway.
 pub struct Gateway {
     log: Log,
+    state: Arc<State>,
     broker: Broker,
     publisher: Publisher,
     runner: RunnerHandle,
@@ -110,6 +113,7 @@ impl Gateway {
         let restored = restore_pipeline(config, &state, &log, &models_dir, &limits).await?;
         let broker = Broker::bind(broker_config(config, &restored.sources)?, log.clone()).await?;
         let publisher = broker.publisher();
+        let (order_topic, orders) = (order_topic(config)?, mpsc::channel(ORDERS_MAX));
         let wake = Arc::new(Notify::new());
         let cursor = log.cursor(INFERENCE)?;
         cursor.advance(restored.position);
@@ -124,8 +128,11 @@ impl Gateway {
             models_dir: models_dir.clone(),
             health: health_timing(config),
             outbox: Arc::clone(&wake),
+            order_topic,
+            orders: orders.0,
             runtime: tokio::runtime::Handle::current(),
         })?;
+        let models_view = watch::channel(Arc::new(ModelsView::default()));
         let status = Arc::new(StatusSource {
             gateway: config.gateway.id.clone(),
             started: Instant::now(),
@@ -133,6 +140,7 @@ impl Gateway {
             mqtt: broker.local_addr(),
             publisher: publisher.clone(),
             pipeline: runner.status.clone(),
+            models: models_view.1,
         });
         let dashboard = Dashboard::start(config.http.listen, Arc::clone(&status)).await;
         let dashboard = match dashboard {
@@ -144,22 +152,28 @@ impl Gateway {
             }
         };
         let (stop, stopped) = watch::channel(false);
-        let updates = UpdateParts {
+        let steward = StewardParts {
             gateway: config.gateway.id.clone(),
             log: log.clone(),
             publisher: publisher.clone(),
             commands: runner.commands.clone(),
-            installed: state.load()?.models,
+            state: Arc::clone(&state),
             models_dir,
             limits,
+            trusted: config.models.trusted_keys.clone(),
+            bounds: config.models.bounds,
+            begin: worker_begin(config),
+            program: std::env::current_exe().map_err(anyhow::Error::from)?,
+            orders: orders.1,
+            view: models_view.0,
         };
         let (stop_outbox, outbox_stopped) = watch::channel(false);
-        let outbox = tokio::spawn(outbox::run(state, publisher.clone(), wake, outbox_stopped));
+        let outbox = tokio::spawn(outbox::run(Arc::clone(&state), publisher.clone(), wake, outbox_stopped));
         let tasks = vec![
-            tokio::spawn(updates::run(updates, stopped.clone())),
+            tokio::spawn(steward::run(steward, stopped.clone())),
             tokio::spawn(beat(Arc::clone(&status), publisher.clone(), stopped)),
         ];
-        Ok(Gateway { log, broker, publisher, runner, status, dashboard, stop, tasks, stop_outbox, outbox })
+        Ok(Gateway { log, state, broker, publisher, runner, status, dashboard, stop, tasks, stop_outbox, outbox })
     }
 
     /// Where MQTT clients connect.
@@ -203,6 +217,13 @@ impl Gateway {
         self.stop_outbox.send_replace(true);
         join(self.outbox).await;
         self.dashboard.stop().await;
+        let state = self.state;
+        match tokio::task::spawn_blocking(move || state.end_run()).await {
+            Ok(Ok(())) => {}
+            failed => {
+                tracing::error!(?failed, "the end of the run could not be noted: a model on trial will be taken back")
+            }
+        }
         let log = self.log;
         if tokio::task::spawn_blocking(move || log.close()).await.is_err() {
             tracing::error!("the log did not close cleanly; nothing acknowledged is lost");
@@ -232,8 +253,17 @@ async fn restore_pipeline(
         if already > 0 {
             tracing::info!(already, "alerts had reached the log before the last stop");
         }
+        for row in state.begin_run()? {
+            tracing::error!(
+                model = row.name,
+                version = row.version,
+                "a model is taken back: {}",
+                row.reason.unwrap_or_default()
+            );
+        }
         let mut saved = state.load()?;
-        saved.models = restore::forget_unused_models(&saved, &state, &models_dir)?;
+        let kept = state.versions()?.into_iter().filter(|row| row.state.keeps_file()).map(|row| row.sha256);
+        saved.models = restore::forget_unused_models(&saved, &kept.collect::<Vec<_>>(), &state, &models_dir)?;
         Ok(restore::restore(settings, saved, &models_dir, &limits, &source_configs, &log)?)
     };
     Ok(tokio::task::spawn_blocking(work).await.map_err(anyhow::Error::from)??)
@@ -285,7 +315,25 @@ fn broker_config(config: &Config, sources: &SourceMap) -> Result<BrokerConfig, U
     })
 }
 
-fn engine_settings(config: &Config) -> EngineSettings {
+/// What a worker may use, and how it judges scores: as the pipeline does.
+fn worker_begin(config: &Config) -> Begin {
+    let alarm = engine_settings(config).alarm;
+    Begin {
+        memory_bytes_max: config.models.memory_bytes_max,
+        load_s_max: config.models.load_s_max,
+        file_bytes_max: config.models.size_bytes_max,
+        raise_rows: alarm.raise_rows,
+        raise_after_us: alarm.raise_after_us,
+        clear_rows: alarm.clear_rows,
+    }
+}
+
+fn order_topic(config: &Config) -> anyhow::Result<TopicName> {
+    Ok(TopicName::parse(&format!("mw/v1/gateway/{}/command", config.gateway.id))?)
+}
+
+/// How the pipeline learns and watches by the configuration.
+pub(crate) fn engine_settings(config: &Config) -> EngineSettings {
     let params = millwright_models::Params { window: config.commissioning.window, ..Default::default() };
     EngineSettings {
         gateway: config.gateway.id.clone(),

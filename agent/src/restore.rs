@@ -12,9 +12,9 @@ use millwright_models::runtime::LoadLimits;
 
 use crate::config::SourceConfig;
 use crate::ids::AssetId;
-use crate::model_files;
+use crate::models::files;
 use crate::pipeline::engine::{ASSETS_MAX, Engine, EngineSettings};
-use crate::pipeline::fleet::{Installed, Origin};
+use crate::pipeline::fleet::{Installed, ModelKey, Origin};
 use crate::pipeline::history::{History, RowReport};
 use crate::pipeline::install;
 use crate::source::{Reading, SourceMap};
@@ -61,11 +61,13 @@ pub fn restore(
     for row in saved.assets {
         let Ok(id) = AssetId::parse(&row.id) else { continue };
         let wanted = row.saved.model.as_ref();
-        let model = wanted.and_then(|key| models.iter().find(|model| model.sha256 == key.sha256)).cloned();
+        let loaded = |key: &ModelKey| models.iter().find(|model| model.sha256 == key.sha256).cloned();
+        let model = wanted.and_then(loaded);
+        let previous = row.previous.as_ref().and_then(loaded);
         if wanted.is_some() && model.is_none() {
             tracing::error!(asset = %id, "its model cannot be loaded: it learns its normal anew");
         }
-        engine.restore_asset(id, row.saved, model, row.rows);
+        engine.restore_asset(id, row.saved, (model, previous), row.rows);
     }
     if known_log {
         // What warming up makes the decoder remember is older than what was saved.
@@ -78,14 +80,19 @@ pub fn restore(
     Ok(Restored { engine, position, sources })
 }
 
-/// Forgets the models that no asset uses and that are not the newest or the one before of a pushed name, so that a gateway
-/// that is updated for years does not fill its disk. Returns those that are kept.
+/// Forgets the models that no asset uses or goes back to, and that are not the newest or the one before of a pushed name, so
+/// that a gateway that is updated for years does not fill its disk. Returns those that are kept; the files of `shadows` stay too.
 ///
 /// # Errors
 /// The state file fails.
-pub fn forget_unused_models(saved: &Saved, state: &State, models_dir: &Path) -> Result<Vec<ModelRow>, StateError> {
-    let used: HashSet<&str> =
-        saved.assets.iter().filter_map(|row| row.saved.model.as_ref()).map(|key| key.sha256.as_str()).collect();
+pub fn forget_unused_models(
+    saved: &Saved,
+    shadows: &[String],
+    state: &State,
+    models_dir: &Path,
+) -> Result<Vec<ModelRow>, StateError> {
+    let keys = saved.assets.iter().flat_map(|row| row.saved.model.iter().chain(&row.previous));
+    let used: HashSet<&str> = keys.map(|key| key.sha256.as_str()).collect();
     let mut versions: HashMap<&str, usize> = HashMap::new();
     let (mut kept, mut forgotten) = (Vec::new(), Vec::new());
     // The newest come last; versions are counted from there.
@@ -101,15 +108,15 @@ pub fn forget_unused_models(saved: &Saved, state: &State, models_dir: &Path) -> 
     }
     kept.reverse();
     state.forget_models(&forgotten)?;
-    let files: Vec<&str> = kept.iter().map(|row| row.sha256.as_str()).collect();
-    if let Err(error) = model_files::remove_others(models_dir, &files) {
+    let files: Vec<&str> = kept.iter().map(|row| &row.sha256).chain(shadows).map(String::as_str).collect();
+    if let Err(error) = files::remove_others(models_dir, &files) {
         tracing::warn!(%error, "unused model files could not be removed");
     }
     Ok(kept)
 }
 
 fn load_models(rows: Vec<ModelRow>, dir: &Path, limits: &LoadLimits) -> Vec<Arc<Installed>> {
-    let load = |row: ModelRow| match model_files::load(dir, &row.sha256) {
+    let load = |row: ModelRow| match files::load(dir, &row.sha256) {
         Err(error) => {
             tracing::error!(model = row.name, %error, "the model's file cannot be read");
             None
@@ -181,7 +188,8 @@ mod tests {
     use super::*;
     use crate::state::Checkpoint;
 
-    // Of a pushed model the newest two versions are kept, of models that no asset uses nothing; their files go with them.
+    // Of a pushed model the newest two versions are kept, of models that no asset uses nothing; their files go with them, but
+    // for a version in shadow.
     #[test]
     fn unused_models_are_forgotten() {
         let dir = tempfile::tempdir().unwrap();
@@ -196,16 +204,15 @@ mod tests {
         for (sha256, origin, version) in rows {
             let name = sha256[..1].to_owned();
             let model = ModelRow { sha256: sha256.to_owned(), name, version, origin, assets: vec!["pump".to_owned()] };
-            model_files::store(&models_dir, sha256, b"onnx").unwrap();
+            files::store(&models_dir, sha256, b"onnx").unwrap();
             state.commit(&Checkpoint { models: vec![model], ..Checkpoint::default() }).unwrap();
         }
-        let kept = forget_unused_models(&state.load().unwrap(), &state, &models_dir).unwrap();
+        let kept = forget_unused_models(&state.load().unwrap(), &["a1".to_owned()], &state, &models_dir).unwrap();
         let names = |rows: &[ModelRow]| rows.iter().map(|row| row.sha256.clone()).collect::<Vec<_>>();
         assert_eq!(names(&kept), ["a2", "a3"]);
         assert_eq!(names(&state.load().unwrap().models), ["a2", "a3"]);
-        assert!(model_files::load(&models_dir, "a2").is_ok());
-        for gone in ["a1", "b1"] {
-            assert!(model_files::load(&models_dir, gone).is_err(), "{gone}");
-        }
+        assert!(files::load(&models_dir, "a2").is_ok());
+        assert!(files::load(&models_dir, "a1").is_ok());
+        assert!(files::load(&models_dir, "b1").is_err());
     }
 }

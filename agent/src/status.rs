@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::ids::GatewayId;
+use crate::models::steward::ModelsView;
 use crate::pipeline::runner::PipelineStatus;
 
 /// Where the status comes from.
@@ -28,6 +29,8 @@ pub struct StatusSource {
     pub publisher: Publisher,
     /// The pipeline.
     pub pipeline: watch::Receiver<Arc<PipelineStatus>>,
+    /// Pushed models.
+    pub models: watch::Receiver<Arc<ModelsView>>,
 }
 
 /// The status at one moment.

@@ -13,13 +13,42 @@
 //! | `millwright.interval_ms` | milliseconds between samples, fractions allowed | for spectral features |
 //! | `millwright.input` | `window` (default) or `features` | |
 //! | `millwright.features` | JSON: `["mean", "rms", "band:10-100", …]` | with `features` |
-//! | `millwright.output` | `score` (default) | |
+//! | `millwright.output` | `score` (default), `reconstruction`, `forecast`, `probability` or `regression` | |
+//! | `millwright.scale` | JSON: standard deviation of each channel's residual, in its unit, positive: `[0.8, 0.05]` | with `reconstruction`, `forecast` |
+//! | `millwright.threshold` | the alarm threshold: scaled residual, positive; or probability, at most 1 | with `reconstruction`, `forecast`; for `probability` 0.5 by default |
+//! | `millwright.horizon` | rows forecast, 1 by default | for `forecast` |
+//! | `millwright.classes` | JSON: `["ok", "bearing", "cavitation"]`, as the graph's columns | with `probability` |
+//! | `millwright.normal_class` | the class of a healthy machine | with `probability` |
+//! | `millwright.healthy` | the value of a healthy machine | with `regression` |
+//! | `millwright.alarm_below` or `millwright.alarm_above` | the value at which the alarm is raised, one of the two | with `regression` |
+//! | `millwright.unit` | the value's unit | for `regression` |
 //! | `millwright.created`, `millwright.trained_from` | free text | |
 //! | `millwright.rows` | rows it was trained on | |
 //! | `millwright.golden` | JSON: `[{"window": […] or "row": […], "score": 0.1, "contribution": […]}, …]` | |
 //!
-//! A golden vector's `window` is row-major `[samples][channels]`; `row` stands for a window whose rows are all the same. Keys
-//! that are not listed are tolerated; what changes the meaning of a listed one raises `millwright.contract`.
+//! # From output to score
+//!
+//! Whatever a graph gives becomes a *score*, 1.0 being the alarm threshold, and *contributions*, one per channel and not negative.
+//! With window `x`, scale `s`, threshold `T` and `C` channels:
+//!
+//! | output | the graph gives | score | contribution |
+//! |---|---|---|---|
+//! | `score` | `score: f32[batch]` | as given | |
+//! | `reconstruction` | `reconstruction: f32[batch, samples, channels]` | `√Σ contribution` | `mean(r²)/(C·T²)` over the samples, `r = (x − reconstruction)/s` |
+//! | `forecast` | `forecast: f32[batch, horizon, channels]`, or `f32[batch, channels]` for one row | `√Σ contribution` | `mean(r²)/(C·T²)` over the last `horizon` rows, `r = (x − forecast)/s` |
+//! | `probability` | `probability: f32[batch, classes]` | `(1 − p(normal_class))/T` | |
+//! | `regression` | `value: f32[batch]` | `max(0, (healthy − value)/(healthy − alarm))` | |
+//!
+//! Where no contribution is given here, the graph may give `contribution: f32[batch, channels]`; if not, channels that have a `normal`
+//! are explained by occlusion. Residuals are clipped to ±10⁶, as the commissioned detector's are, and `Σ contribution = score²` as
+//! there. For a forecast the graph's input is `window: f32[batch, samples − horizon, channels]`; `millwright.samples` counts both. A
+//! residual compares with the window, so `reconstruction` and `forecast` do not go with `features`.
+//!
+//! The likeliest class besides the normal one, or the value with its unit, is told with an alert.
+//!
+//! A golden vector's `score` is that of the table, and its `contribution` is compared where the graph or the table gives one. Its
+//! `window` is row-major `[samples][channels]`; `row` stands for a window whose rows are all the same. Keys that are not listed are
+//! tolerated; what changes the meaning of a listed one raises `millwright.contract`.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -40,6 +69,8 @@ pub const SAMPLES_MAX: usize = 65_536;
 pub const WINDOW_VALUES_MAX: usize = 1 << 20;
 /// Most features per channel.
 pub const FEATURES_MAX: usize = 64;
+/// Most classes of a probability model.
+pub const CLASSES_MAX: usize = 256;
 /// Most golden vectors; each costs a run at load.
 pub const GOLDEN_MAX: usize = 16;
 /// Longest model name, in bytes; it is a topic level and a file name.
@@ -50,8 +81,10 @@ pub const LABEL_BYTES_MAX: usize = 128;
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
 
 mod metadata;
+mod output;
 
 use metadata::{GoldenJson, Metadata};
+pub use output::{AlarmValue, Classes, Forecast, OutputKind, Regression, Residual};
 
 const PREFIX: &str = "millwright.";
 const KEY_CONTRACT: &str = "millwright.contract";
@@ -63,6 +96,15 @@ const KEY_INTERVAL_MS: &str = "millwright.interval_ms";
 const KEY_INPUT: &str = "millwright.input";
 const KEY_FEATURES: &str = "millwright.features";
 const KEY_OUTPUT: &str = "millwright.output";
+const KEY_SCALE: &str = "millwright.scale";
+const KEY_THRESHOLD: &str = "millwright.threshold";
+const KEY_HORIZON: &str = "millwright.horizon";
+const KEY_CLASSES: &str = "millwright.classes";
+const KEY_NORMAL_CLASS: &str = "millwright.normal_class";
+const KEY_HEALTHY: &str = "millwright.healthy";
+const KEY_ALARM_BELOW: &str = "millwright.alarm_below";
+const KEY_ALARM_ABOVE: &str = "millwright.alarm_above";
+const KEY_UNIT: &str = "millwright.unit";
 const KEY_CREATED: &str = "millwright.created";
 const KEY_TRAINED_FROM: &str = "millwright.trained_from";
 const KEY_ROWS: &str = "millwright.rows";
@@ -196,19 +238,10 @@ pub struct Channel {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InputKind {
-    /// `window: f32[batch, samples, channels]`, in engineering units.
+    /// `window: f32[batch, samples, channels]`, in engineering units; for a forecast without the rows to predict.
     Window,
     /// `features: f32[batch, channels × features]`, computed by the gateway: all features of the first channel first.
     Features(#[serde(serialize_with = "as_strings")] Vec<Feature>),
-}
-
-/// What the graph gives. More kinds (reconstruction, forecast, probability, regression) will join: match with a default.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum OutputKind {
-    /// `score: f32[batch]`, 1.0 being the alarm threshold, and optionally `contribution: f32[batch, channels]`.
-    Score,
 }
 
 /// Where a model comes from.
@@ -229,7 +262,7 @@ pub struct Golden {
     pub window: GoldenWindow,
     /// The score it must give.
     pub score: f32,
-    /// The contributions it must give, one per channel, when known.
+    /// The contributions it must give, one per channel, when known; not compared when they come from occlusion.
     pub contribution: Option<Vec<f32>>,
 }
 
@@ -297,10 +330,7 @@ impl Contract {
         let samples = metadata.samples(channels.len())?;
         let interval_ms = metadata.interval_ms()?;
         let input = metadata.input(interval_ms)?;
-        let output = match metadata.text(KEY_OUTPUT) {
-            None | Some("score") => OutputKind::Score,
-            Some(_) => return Err(metadata.invalid(KEY_OUTPUT, "`score`, the only output kind this gateway knows")),
-        };
+        let output = OutputKind::read(&metadata, &input, samples, channels.len())?;
         let rows =
             metadata.text(KEY_ROWS).map(|_| metadata.required::<u64>(KEY_ROWS, "a number of rows")).transpose()?;
         let provenance = Provenance {
@@ -331,9 +361,7 @@ impl Contract {
                 set(KEY_FEATURES, json(&features.iter().map(Feature::to_string).collect::<Vec<_>>()));
             }
         }
-        match self.output {
-            OutputKind::Score => set(KEY_OUTPUT, "score".to_owned()),
-        }
+        self.output.write(&mut set);
         if let Some(created) = &self.provenance.created {
             set(KEY_CREATED, created.clone());
         }

@@ -6,15 +6,31 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::contract::{Contract, InputKind};
+use crate::contract::{Contract, InputKind, OutputKind};
 use crate::inspect::node_label;
 use crate::onnx::{Dimension, GraphProto, NodeProto, TensorTypeProto, ValueInfoProto, data_type};
 use crate::runtime::LoadError;
 
-/// Name of the output every model has.
+/// Name of the output that needs no conversion.
 pub(crate) const SCORE: &str = "score";
-/// Name of the output that explains it.
+/// Name of the output that explains the score.
 pub(crate) const CONTRIBUTION: &str = "contribution";
+
+/// An output that is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Output {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// Its shape behind the batch.
+    pub(crate) row_shape: Vec<usize>,
+}
+
+impl Output {
+    /// The shape behind the batch as it continues `[batch`.
+    pub(crate) fn row_dims(&self) -> String {
+        self.row_shape.iter().map(|dim| format!(", {dim}")).collect()
+    }
+}
 
 /// What a graph takes and gives, once it agrees with the contract.
 #[derive(Debug)]
@@ -23,18 +39,18 @@ pub(crate) struct Interface {
     pub(crate) input: &'static str,
     /// Input shape behind the batch.
     pub(crate) row_shape: Vec<usize>,
-    /// Channels of the contract.
-    pub(crate) channels: usize,
-    /// Whether it explains its scores.
-    pub(crate) contributes: bool,
+    /// The output that makes the score.
+    pub(crate) primary: Output,
+    /// The output that explains it, when there is one.
+    pub(crate) contribution: Option<Output>,
     /// Which nodes, in the file's order, the outputs need.
     pub(crate) needed: Vec<bool>,
 }
 
 impl Interface {
     /// Names of the outputs that are read.
-    pub(crate) fn outputs(&self) -> &'static [&'static str] {
-        if self.contributes { &[SCORE, CONTRIBUTION] } else { &[SCORE] }
+    pub(crate) fn outputs(&self) -> Vec<&'static str> {
+        std::iter::once(self.primary.name).chain(self.contribution.as_ref().map(|output| output.name)).collect()
     }
 }
 
@@ -42,21 +58,40 @@ impl Interface {
 pub(crate) fn check(graph: &GraphProto, contract: &Contract) -> Result<Interface, LoadError> {
     let channels = contract.channels.len();
     let (input, row_shape) = match &contract.input {
-        InputKind::Window => ("window", vec![contract.samples, channels]),
+        InputKind::Window => ("window", vec![contract.samples - contract.output.horizon(), channels]),
         InputKind::Features(features) => ("features", vec![features.len() * channels]),
     };
     check_input(graph, input, &row_shape)?;
-    let score = find_output(graph, SCORE).ok_or_else(|| {
-        output_error(SCORE, "f32[batch]", names(&graph.output).unwrap_or_else(|| "no output".to_owned()))
-    })?;
-    check_output(score, SCORE, &[], "f32[batch]")?;
-    let contribution = find_output(graph, CONTRIBUTION);
-    if let Some(contribution) = contribution {
-        check_output(contribution, CONTRIBUTION, &[channels], &format!("f32[batch, {channels}]"))?;
-    }
-    let contributes = contribution.is_some();
-    let needed = needed_nodes(graph, if contributes { &[SCORE, CONTRIBUTION] } else { &[SCORE] })?;
-    Ok(Interface { input, row_shape, channels, contributes, needed })
+    let primary = primary(contract);
+    let declared = find_output(graph, primary.name)
+        .ok_or_else(|| output_error(&primary, names(&graph.output).unwrap_or_else(|| "no output".to_owned())))?;
+    check_output(declared, &primary)?;
+    // Residuals explain themselves, so a contribution beside them would be a second opinion.
+    let explains = contract.output.residual().is_none();
+    let contribution = match find_output(graph, CONTRIBUTION).filter(|_| explains) {
+        None => None,
+        Some(declared) => {
+            let contribution = Output { name: CONTRIBUTION, row_shape: vec![channels] };
+            check_output(declared, &contribution)?;
+            Some(contribution)
+        }
+    };
+    let mut interface = Interface { input, row_shape, primary, contribution, needed: Vec::new() };
+    interface.needed = needed_nodes(graph, &interface.outputs())?;
+    Ok(interface)
+}
+
+/// The output that the contract's kind names.
+fn primary(contract: &Contract) -> Output {
+    let channels = contract.channels.len();
+    let (name, row_shape) = match &contract.output {
+        OutputKind::Score => (SCORE, Vec::new()),
+        OutputKind::Reconstruction(_) => ("reconstruction", vec![contract.samples, channels]),
+        OutputKind::Forecast(forecast) => ("forecast", vec![forecast.horizon, channels]),
+        OutputKind::Probability(classes) => ("probability", vec![classes.names.len()]),
+        OutputKind::Regression(_) => ("value", Vec::new()),
+    };
+    Output { name, row_shape }
 }
 
 fn check_input(graph: &GraphProto, name: &'static str, row_shape: &[usize]) -> Result<(), LoadError> {
@@ -88,30 +123,28 @@ fn check_input(graph: &GraphProto, name: &'static str, row_shape: &[usize]) -> R
     Ok(())
 }
 
-fn check_output(
-    output: &ValueInfoProto,
-    name: &'static str,
-    row_shape: &[usize],
-    expected: &str,
-) -> Result<(), LoadError> {
-    let error = || output_error(name, expected, describe(output));
-    let Some(tensor) = tensor_type(output) else { return Err(error()) };
+fn check_output(declared: &ValueInfoProto, expected: &Output) -> Result<(), LoadError> {
+    let error = || output_error(expected, describe(declared));
+    let Some(tensor) = tensor_type(declared) else { return Err(error()) };
     if !matches!(tensor.elem_type, data_type::FLOAT | data_type::DOUBLE) {
         return Err(error());
     }
-    if let Some(dims) = dims(tensor) {
-        // A score may also be [batch, 1], as scikit-learn writes it.
-        let trimmed = if row_shape.is_empty() && dims.len() == 2 && fits(dims[1], 1) { &dims[..1] } else { &dims[..] };
-        let rows = trimmed.get(1..).unwrap_or_default();
-        let fixed_scalar = trimmed.is_empty() && row_shape.is_empty();
-        if !fixed_scalar && (rows.len() != row_shape.len() || trimmed.is_empty()) {
-            return Err(error());
+    let Some(dims) = dims(tensor) else { return Ok(()) };
+    let row_shape = expected.row_shape.as_slice();
+    let rows = dims.get(1..).unwrap_or_default();
+    let matches = |rows: &[Option<i64>], shape: &[usize]| {
+        rows.len() == shape.len() && rows.iter().zip(shape).all(|(dim, want)| fits(*dim, *want))
+    };
+    // One number per window may be [batch, 1], as scikit-learn writes it, or a scalar when the batch is fixed; one row of several
+    // numbers may lack its axis of 1.
+    let fitting = match row_shape {
+        [] => matches(rows, &[]) || matches(rows, &[1]),
+        [1, behind @ ..] if !behind.is_empty() => {
+            !dims.is_empty() && (matches(rows, row_shape) || matches(rows, behind))
         }
-        if !rows.iter().zip(row_shape).all(|(dim, want)| fits(*dim, *want)) {
-            return Err(error());
-        }
-    }
-    Ok(())
+        _ => !dims.is_empty() && matches(rows, row_shape),
+    };
+    if fitting { Ok(()) } else { Err(error()) }
 }
 
 /// Whether a declared dimension, `None` when open, can be `want`.
@@ -136,8 +169,9 @@ fn dims(tensor: &TensorTypeProto) -> Option<Vec<Option<i64>>> {
     Some(tensor.shape.as_ref()?.dim.iter().map(|d| dim(&d.value)).collect())
 }
 
-fn output_error(name: &'static str, expected: &str, found: String) -> LoadError {
-    LoadError::Output { expected: format!("`{name}`: {expected}"), found }
+fn output_error(expected: &Output, found: String) -> LoadError {
+    let dims = expected.row_dims();
+    LoadError::Output { expected: format!("`{}`: f32[batch{dims}]", expected.name), found }
 }
 
 fn describe(info: &ValueInfoProto) -> String {

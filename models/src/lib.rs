@@ -30,5 +30,5 @@ pub use digest::Digest;
 pub use episode::{Episode, State};
 pub use features::Feature;
 pub use manifest::{Assembler, Manifest, ManifestError};
-pub use runtime::{Explanation, LoadError, LoadLimits, Model, RunError, Scores};
+pub use runtime::{Explanation, Finding, LoadError, LoadLimits, Model, RunError, Scores};
 pub use signature::{PublicKey, SecretKey, SignatureError};

@@ -1,6 +1,6 @@
 //! Loads a model file and runs it.
 //!
-//! Owns the order of the checks; the engine, tract, is named in `engine` alone. A file is bounded by arithmetic (`inspect`), read against its
+//! Owns the order of the checks; the engine, tract, is named in `engine` alone, and what a graph gives becomes a score in `output`. A file is bounded by arithmetic (`inspect`), read against its
 //! contract (`contract`, `interface`), loaded, tried on made-up windows and on its golden vectors; only then is there a
 //! [`Model`]. Never touches files or the network; never lets a panic of the engine out.
 //!
@@ -12,6 +12,7 @@
 
 mod engine;
 mod error;
+mod output;
 
 use std::fmt;
 
@@ -24,6 +25,8 @@ use crate::occlusion::Occlusion;
 
 use engine::{Engine, Source, WAYS};
 pub use error::{LoadError, LoadLimits, RunError};
+pub use output::Finding;
+use output::Outputs;
 
 /// Most windows in one run of the engine: beyond some dozens a larger batch gains nothing, and it bounds the memory.
 pub const RUN_ROWS_MAX: usize = 256;
@@ -43,6 +46,8 @@ pub struct Scores {
     pub score: Vec<f32>,
     /// What each channel added, `[batch][channels]`, never negative.
     pub contribution: Vec<f32>,
+    /// What else the model says, one per window; empty for kinds that say no more than a score.
+    pub finding: Vec<Finding>,
 }
 
 /// Where contributions come from.
@@ -50,6 +55,8 @@ pub struct Scores {
 pub enum Explanation {
     /// The graph gives them.
     Graph,
+    /// They are how far each channel is from what the graph reconstructs or forecasts.
+    Residual,
     /// A channel is replaced by its learned normal and the window scored again.
     Occlusion,
     /// Nowhere: the graph gives none and the contract names no normals. Contributions are 0.
@@ -127,19 +134,9 @@ impl Model {
     /// [`RunError`]; for a window that is to blame it names the row, and the rest of the batch can be scored without it.
     pub fn score(&self, windows: &[f32], batch: usize) -> Result<Scores, RunError> {
         self.check_windows(windows, batch)?;
-        let mut scores = self.run_windows(windows)?;
-        if let Some(row) = scores.score.iter().position(|v| !v.is_finite()) {
-            return Err(not_finite(row, scores.score.get(row)));
-        }
-        let channels = self.spec.contract.channels.len();
-        if self.spec.explanation == Explanation::Graph {
-            if let Some(at) = scores.contribution.iter().position(|v| !v.is_finite()) {
-                return Err(not_finite(at / channels, scores.contribution.get(at)));
-            }
-            // By contract contributions are not negative; rounding may leave a trace below 0.
-            scores.contribution.iter_mut().for_each(|v| *v = v.max(0.0));
-        } else {
-            scores.contribution = vec![0.0; batch * channels];
+        let mut scores = self.score_windows(windows)?;
+        if matches!(self.spec.explanation, Explanation::Occlusion | Explanation::None) {
+            scores.contribution = vec![0.0; batch * self.spec.contract.channels.len()];
             self.occlude(windows, &mut scores)?;
         }
         Ok(scores)
@@ -157,25 +154,37 @@ impl Model {
         Ok(())
     }
 
-    /// Runs whole windows, in slices that fit the memory limit.
-    fn run_windows(&self, windows: &[f32]) -> Result<Scores, RunError> {
+    /// Scores whole windows, without occlusion.
+    fn score_windows(&self, windows: &[f32]) -> Result<Scores, RunError> {
         let mut scores = Scores::default();
-        let mut features = Vec::new();
-        for slice in windows.chunks(self.engine.run_rows * self.spec.contract.window_len()) {
-            let rows = slice.len() / self.spec.contract.window_len();
+        self.run_windows(windows, |slice, outputs| output::convert(&self.spec.contract, slice, outputs, &mut scores))?;
+        Ok(scores)
+    }
+
+    /// Runs whole windows in slices that fit the memory limit, and gives each slice with its outputs to `take`.
+    fn run_windows(
+        &self,
+        windows: &[f32],
+        mut take: impl FnMut(&[f32], &Outputs) -> Result<(), RunError>,
+    ) -> Result<(), RunError> {
+        let (contract, window_len) = (&self.spec.contract, self.spec.contract.window_len());
+        let (mut buffer, mut outputs) = (Vec::new(), Outputs::default());
+        for slice in windows.chunks(self.engine.run_rows * window_len) {
             let input = match &self.spec.extractor {
-                None => slice,
+                None => output::given_rows(contract, slice, &mut buffer),
                 Some(extractor) => {
-                    features.clear();
-                    for window in slice.chunks_exact(self.spec.contract.window_len()) {
-                        extractor.extract(window, self.spec.contract.channels.len(), &mut features);
+                    buffer.clear();
+                    for window in slice.chunks_exact(window_len) {
+                        extractor.extract(window, contract.channels.len(), &mut buffer);
                     }
-                    features.as_slice()
+                    buffer.as_slice()
                 }
             };
-            self.engine.run(input, rows, &mut scores)?;
+            outputs.clear();
+            self.engine.run(input, slice.len() / window_len, &mut outputs)?;
+            take(slice, &outputs)?;
         }
-        Ok(scores)
+        Ok(())
     }
 
     /// Explains the rows that are worth it, all their variants in as few runs as the memory limit allows.
@@ -191,11 +200,10 @@ impl Model {
                 let window = windows.get(row * window_len..(row + 1) * window_len).unwrap_or_default();
                 occlusion.push_variants(window, &mut variants);
             }
-            let without = self.run_windows(&variants)?;
+            // An error about a variant is one about the window it was made from.
+            let row_of = |variant: usize| rows.get(variant / occlusion.variants()).copied().unwrap_or_default();
+            let without = self.score_windows(&variants).map_err(|error| error.map_row(row_of))?;
             for (&row, without) in rows.iter().zip(without.score.chunks(occlusion.variants())) {
-                if let Some(bad) = without.iter().find(|v| !v.is_finite()) {
-                    return Err(RunError::NotFinite { row, found: *bad });
-                }
                 if let Some(places) = scores.contribution.get_mut(row * channels..(row + 1) * channels) {
                     occlusion.contributions(scores.score[row], without, places);
                 }
@@ -212,10 +220,11 @@ impl Spec {
             InputKind::Features(features) => Some(Extractor::new(features, contract.samples, contract.interval_ms)),
         };
         let occlusion = Occlusion::new(contract.channels.iter().map(|channel| channel.normal));
-        let explanation = match (interface.contributes, &occlusion) {
-            (true, _) => Explanation::Graph,
-            (false, Some(_)) => Explanation::Occlusion,
-            (false, None) => Explanation::None,
+        let explanation = match (contract.output.residual(), &interface.contribution, &occlusion) {
+            (Some(_), ..) => Explanation::Residual,
+            (None, Some(_), _) => Explanation::Graph,
+            (None, None, Some(_)) => Explanation::Occlusion,
+            (None, None, None) => Explanation::None,
         };
         Spec { contract, digest: Digest::of(bytes), extractor, explanation, occlusion }
     }
@@ -251,17 +260,30 @@ impl Model {
     /// Scores made-up windows, alone and together: outputs must be finite, of the right shape and the same either way.
     fn trial(&self) -> Result<(), LoadError> {
         let (mild, rough) = (self.trial_window(0.01), self.trial_window(0.1));
-        let alone = self.score(&mild, 1).map_err(trial_error)?;
-        let together = [mild.as_slice(), &rough, &mild].concat();
-        let together = self.score(&together, 3).map_err(trial_error)?;
-        let same = |a: f32, b: f32| (a - b).abs() <= GOLDEN_ABSOLUTE + GOLDEN_RELATIVE * a.abs();
-        let alone = alone.score.first().copied().unwrap_or(f32::NAN);
-        if [0, 2].into_iter().all(|row| together.score.get(row).is_some_and(|&score| same(alone, score))) {
+        self.score(&mild, 1).map_err(trial_error)?;
+        let three = [mild.as_slice(), &rough, &mild].concat();
+        self.score(&three, 3).map_err(trial_error)?;
+        // What the graph gives is compared, not the score: that of a value better than healthy is 0 whatever the value.
+        let alone = self.raw(&mild).map_err(trial_error)?;
+        let together = self.raw(&three).map_err(trial_error)?;
+        let same = |row: &[f32]| row.iter().zip(&alone).all(|(a, b)| close(*a, *b));
+        let mut rows = together.chunks_exact(alone.len().max(1));
+        if rows.next().is_some_and(same) && rows.nth(1).is_some_and(same) {
             Ok(())
         } else {
-            let reason = "the score of a window changes with the windows beside it in the batch".to_owned();
+            let reason = "what it gives for a window changes with the windows beside it in the batch".to_owned();
             Err(LoadError::Engine { reason })
         }
+    }
+
+    /// What the graph's first output gives for `windows`.
+    fn raw(&self, windows: &[f32]) -> Result<Vec<f32>, RunError> {
+        let mut raw = Vec::new();
+        self.run_windows(windows, |_, outputs| {
+            raw.extend_from_slice(&outputs.primary);
+            Ok(())
+        })?;
+        Ok(raw)
     }
 
     /// A window around the normals (0 where none is known) with a wiggle of `amplitude` times the normal.
@@ -278,8 +300,10 @@ impl Model {
         for (index, golden) in self.spec.contract.golden.iter().enumerate() {
             let got = self.score(&golden.values(self.spec.contract.samples), 1).map_err(trial_error)?;
             compare(index, "the score", got.score.first(), golden.score)?;
-            // Contributions by occlusion depend on a threshold of ours, so only the graph's own are compared.
-            if let (Explanation::Graph, Some(want)) = (self.spec.explanation, &golden.contribution) {
+            // Contributions by occlusion depend on a threshold of ours, so they are not compared.
+            if let (Explanation::Graph | Explanation::Residual, Some(want)) =
+                (self.spec.explanation, &golden.contribution)
+            {
                 for ((channel, want), got) in self.spec.contract.channels.iter().zip(want).zip(&got.contribution) {
                     compare(index, &format!("the contribution of `{}`", channel.name), Some(got), *want)?;
                 }
@@ -291,21 +315,22 @@ impl Model {
 
 fn compare(index: usize, what: &str, found: Option<&f32>, expected: f32) -> Result<(), LoadError> {
     let found = found.copied().unwrap_or(f32::NAN);
-    if (found - expected).abs() <= GOLDEN_ABSOLUTE + GOLDEN_RELATIVE * expected.abs() {
+    if close(found, expected) {
         Ok(())
     } else {
         Err(LoadError::Golden { index, what: what.to_owned(), found, expected })
     }
 }
 
+fn close(found: f32, expected: f32) -> bool {
+    (found - expected).abs() <= GOLDEN_ABSOLUTE + GOLDEN_RELATIVE * expected.abs()
+}
+
 fn trial_error(error: RunError) -> LoadError {
     match error {
         RunError::NotFinite { found, .. } => LoadError::NotFinite { found },
+        RunError::Probability { class, found, .. } => LoadError::Probability { class, found },
         RunError::Panicked { reason } => LoadError::Panicked { during: "trying the model", reason },
         other => LoadError::Engine { reason: other.to_string() },
     }
-}
-
-fn not_finite(row: usize, found: Option<&f32>) -> RunError {
-    RunError::NotFinite { row, found: found.copied().unwrap_or(f32::NAN) }
 }

@@ -153,7 +153,7 @@ fn wait_for_event(gateway: &Gateway, observer: &mut Client, machines: &[Recordin
 // alerts are exactly those of an uninterrupted run, each once.
 #[test]
 fn nothing_acknowledged_is_lost_and_every_alert_is_raised_once() {
-    let rounds = std::env::var("MILLWRIGHT_CRASH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = harness::crash_rounds(ROUNDS);
     let machines = machines(rounds * ROWS_PER_ROUND);
     let expected = uninterrupted(&machines);
     for machine in &machines {

@@ -5,8 +5,10 @@ mod commands;
 mod crash;
 mod delivery;
 mod hostile;
+mod life;
 mod mistakes;
 mod quota;
+mod rehearsal;
 mod sessions;
 mod update;
 

@@ -19,7 +19,8 @@ use crate::PROGRAM;
 
 /// Rows that the gateway learns from before it scores.
 const COMMISSIONING: usize = 400;
-const CONFIG: &str = "[commissioning]\nsamples = 400\nextend = false\n";
+/// Without shadow and trial: what is pushed scores at once.
+const CONFIG: &str = "[commissioning]\nsamples = 400\nextend = false\n[models]\nshadow_s = 0\ntrial_s = 0\n";
 const STATE: &str = "mw/v1/model/pump-1/state/gw-1";
 
 /// A model of the machine's own normal, as a file.

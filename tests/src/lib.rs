@@ -13,6 +13,11 @@ use std::time::{Duration, Instant};
 /// Longest wait for a condition; a busy machine may be slow, a broken product never gets there.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How many kills a crash test does: `MILLWRIGHT_CRASH_ROUNDS` asks for another number than the ordinary run's.
+pub fn crash_rounds(ordinary: usize) -> usize {
+    std::env::var("MILLWRIGHT_CRASH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ordinary)
+}
+
 /// Waits until `condition` gives a value.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 //! Owns the ranking of sensors and the wording. Never decides whether there is an alert. At most [`SENSORS_MAX`]
 //! sensors and [`SIGNAL_SENSORS`] signals of [`SIGNAL_ROWS`] rows on each side, about 4 KB of JSON.
 
+use millwright_models::Finding;
 use millwright_models::contract::Contract;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,8 @@ pub struct Observation<'a> {
     pub window: &'a [f32],
     /// What each channel added to the score.
     pub contribution: &'a [f32],
+    /// What the model says besides.
+    pub finding: Option<Finding>,
     /// The newest row's device time.
     pub time_us: i64,
 }
@@ -32,6 +35,9 @@ pub struct Observation<'a> {
 /// The evidence of an alert.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
+    /// What a model of classes or of a value says: `bearing (72 %)`, `37.5 h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finding: Option<String>,
     /// Sensors by contribution, the largest first.
     pub sensors: Vec<Sensor>,
     /// The signal of the first of them around the onset.
@@ -93,7 +99,8 @@ impl Evidence {
             .take(SIGNAL_SENSORS)
             .filter_map(|sensor| Signal::cut(&sensor.channel, history, onset_us, observation.time_us))
             .collect();
-        Evidence { sensors, signal }
+        let finding = observation.finding.and_then(|finding| finding.describe(&observation.contract.output));
+        Evidence { finding, sensors, signal }
     }
 
     /// The alert in one sentence, for the crew.
@@ -103,7 +110,8 @@ impl Evidence {
             EventKind::Clear => "is back to normal",
         };
         let sensors: Vec<String> = self.sensors.iter().take(2).map(Sensor::phrase).collect();
-        format!("{asset} {verb}: {}", sensors.join("; "))
+        let finding = self.finding.as_deref().map(|finding| format!(", {finding}")).unwrap_or_default();
+        format!("{asset} {verb}{finding}: {}", sensors.join("; "))
     }
 }
 

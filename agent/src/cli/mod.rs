@@ -55,6 +55,9 @@ enum Command {
     Evaluate(evaluate::EvaluateArguments),
     /// Work with models
     Model(model::ModelArguments),
+    /// Load and watch models for a gateway, which starts it; not for use by hand
+    #[command(hide = true)]
+    Worker,
     /// Make a password hash for the configuration
     Passwd,
 }
@@ -63,7 +66,7 @@ enum Command {
 pub fn main() -> ExitCode {
     // Wrong use ends here with status 2 and the usage on stderr.
     let arguments = Arguments::parse();
-    let quiet = matches!(&arguments.command, Command::Demo(_) | Command::Replay(_));
+    let quiet = matches!(&arguments.command, Command::Demo(_) | Command::Replay(_) | Command::Model(_));
     start_logs(if quiet { "error" } else { "info" });
     let result = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),
@@ -73,6 +76,9 @@ pub fn main() -> ExitCode {
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
         Command::Model(arguments) => model::run(&arguments),
+        Command::Worker => crate::models::worker::serve::serve(std::io::stdin().lock(), std::io::stdout().lock())
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Failure::from),
         Command::Passwd => Ok(passwd::run(|password| millwright_broker::hash_password(password.as_bytes()))),
     };
     result.unwrap_or_else(|failure| {

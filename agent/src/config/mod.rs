@@ -18,12 +18,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use millwright_models::signature::PublicKey;
+
 pub use mistake::{ConfigError, Mistake, Mistakes};
 pub use reader::KeyInfo;
 pub use source::{CsvColumn, CsvFormat, Format, JsonFormat, NumberFormat, SourceConfig, TimeUnit};
 
 use self::reader::{Document, Section};
 use crate::ids::GatewayId;
+use crate::models::judge::Bounds;
 
 /// The largest configuration, in bytes: 256 sources and 1,000 users at their longest fit into half of it.
 pub const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
@@ -188,6 +191,14 @@ pub struct AlarmSection {
 pub struct ModelsSection {
     /// The largest model, in bytes.
     pub size_bytes_max: u64,
+    /// Memory that a model may take while it is tried and watched, in bytes.
+    pub memory_bytes_max: u64,
+    /// How long loading and trying a model may take, in seconds.
+    pub load_s_max: u64,
+    /// Who may vouch for a model; without any, everybody.
+    pub trusted_keys: Vec<PublicKey>,
+    /// What a new version must keep to.
+    pub bounds: Bounds,
 }
 
 /// A configuration without mistakes, and what in it is probably not meant.

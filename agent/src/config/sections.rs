@@ -7,12 +7,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use millwright_models::signature::PublicKey;
+
 use super::reader::{Document, KeyInfo, Section, Spot};
 use super::{
     AlarmSection, BrokerSection, CommissioningSection, Config, GatewaySection, HttpSection, LogSection, ModelsSection,
     PasswordHash, PipelineSection, SOURCES_MAX, SourceConfig, USERS_MAX, UserEntry, WhenFull, source,
 };
+use crate::clock::SECOND_US;
 use crate::ids::{GatewayId, shorten};
+use crate::models::judge::Bounds;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -212,7 +216,45 @@ fn alarm(s: &mut Section<'_, '_>) -> AlarmSection {
 
 fn models(s: &mut Section<'_, '_>) -> ModelsSection {
     let max_mb = s.integer("max_mb", 32_u64, 1..=32);
-    ModelsSection { size_bytes_max: max_mb.saturating_mul(MIB) }
+    let memory_mb = s.integer("memory_mb", 256_u64, 32..=4_096);
+    let load_s_max = s.integer("load_s", 60_u64, 1..=600);
+    let example = "[\"ed25519:…\"]";
+    let keys =
+        s.list("trusted_keys", "public keys, as `millwright model keygen` prints them", example).unwrap_or_default();
+    if keys.len() > TRUSTED_KEYS_MAX {
+        s.mistake(
+            "trusted_keys",
+            format!("{} keys are too many", keys.len()),
+            format!("at most {TRUSTED_KEYS_MAX} are allowed"),
+        );
+    }
+    let mut trusted_keys = Vec::new();
+    for key in &keys {
+        match key.parse::<PublicKey>() {
+            Ok(key) => trusted_keys.push(key),
+            Err(error) => {
+                s.mistake("trusted_keys", format!("\"{}\" is no public key", shorten(key)), error.to_string())
+            }
+        }
+    }
+    let shadow_s = s.integer("shadow_s", 600_u32, 0..=2_592_000);
+    let trial_s = s.integer("trial_s", 3_600_u32, 0..=2_592_000);
+    let rows_min = s.integer("rows_min", 100_u64, 1..=10_000_000);
+    let error_rate_max = s.float("error_rate_max", 0.001, 0.0..=1.0);
+    let alarm_margin = s.float("alarm_margin", 0.02, 0.0..=1.0);
+    let agreement_min = s.float("agreement_min", 0.9, 0.0..=1.0);
+    let latency_ms_max = s.float("latency_ms_max", 50.0, 0.01..=60_000.0);
+    let bounds = Bounds {
+        shadow_us: i64::from(shadow_s) * SECOND_US,
+        trial_us: i64::from(trial_s) * SECOND_US,
+        rows_min,
+        error_rate_max,
+        alarm_margin,
+        agreement_min,
+        latency_us_max: (latency_ms_max * 1000.0) as u64,
+    };
+    let (size_bytes_max, memory_bytes_max) = (max_mb.saturating_mul(MIB), memory_mb.saturating_mul(MIB));
+    ModelsSection { size_bytes_max, memory_bytes_max, load_s_max, trusted_keys, bounds }
 }
 
 fn sources(root: &mut Section<'_, '_>) -> Vec<SourceConfig> {
@@ -226,6 +268,9 @@ fn sources(root: &mut Section<'_, '_>) -> Vec<SourceConfig> {
     source::check_together(root.document, &sources);
     sources.into_iter().map(|source| source.config).collect()
 }
+
+/// Keys that may vouch for models.
+const TRUSTED_KEYS_MAX: usize = 16;
 
 /// Every key, found by reading a document that has one of each list and nothing else.
 pub(super) fn keys() -> Vec<KeyInfo> {

@@ -77,6 +77,8 @@ pub struct Asset {
     pub phase: Phase,
     /// A model that takes over as soon as the history fills its window, so that no sample goes unscored.
     next: Option<Arc<Installed>>,
+    /// The model before the one in use, to go back to.
+    previous: Option<Arc<Installed>>,
     /// Contract channel → history channel of the model in use.
     columns: Vec<usize>,
     /// Its alarm.
@@ -119,6 +121,7 @@ impl Asset {
             history: History::default(),
             phase: Phase::Learning(Learning::new(learning)),
             next: None,
+            previous: None,
             columns: Vec::new(),
             alarm: Alarm::default(),
             counters: Counters::default(),
@@ -261,10 +264,41 @@ impl Asset {
 
     /// Makes `model` the next one; it takes over with the first row that fills its window.
     pub fn assign(&mut self, model: Arc<Installed>) {
+        if let Some(current) = self.assigned().filter(|current| current.sha256 != model.sha256) {
+            self.previous = Some(Arc::clone(current));
+        }
+        self.take_next(model);
+    }
+
+    fn take_next(&mut self, model: Arc<Installed>) {
         self.dirty = true;
         self.history.reserve(model.model.contract().samples);
         self.next = Some(model);
         self.switch_when_ready();
+    }
+
+    /// Takes a model away from this asset: it goes back to the one before, or to `otherwise`, or learns anew. Returns whether it
+    /// had the model.
+    pub fn take_back(&mut self, sha256: &str, otherwise: Option<&Arc<Installed>>, learning: LearningSettings) -> bool {
+        if self.assigned().is_none_or(|assigned| assigned.sha256 != sha256) {
+            return false;
+        }
+        self.dirty = true;
+        self.next = None;
+        // One that was only about to take over leaves nothing behind.
+        if self.model().is_none_or(|model| model.sha256 != sha256) {
+            return true;
+        }
+        match self.previous.take().or_else(|| otherwise.cloned()) {
+            Some(model) => self.take_next(model),
+            None => self.phase = Phase::Learning(Learning::new(learning)),
+        }
+        true
+    }
+
+    /// The model to go back to.
+    pub fn previous(&self) -> Option<&Arc<Installed>> {
+        self.previous.as_ref()
     }
 
     fn switch_when_ready(&mut self) {
@@ -313,7 +347,8 @@ impl Asset {
             }
             Phase::Monitoring(_) => (0, Vec::new()),
         };
-        Some(Changed { id: self.id.clone(), saved, new_rows })
+        let previous = self.previous.as_ref().map(|model| model.key());
+        Some(Changed { id: self.id.clone(), saved, previous, new_rows })
     }
 
     fn save(&self) -> SavedAsset {
@@ -333,11 +368,12 @@ impl Asset {
         }
     }
 
-    /// The reverse of saving. `model` is the saved one, if it could be loaded; without it the asset learns anew.
+    /// The reverse of saving. `models` are the saved one and the one before, if they could be loaded; without the first the asset
+    /// learns anew.
     pub fn restore(
         id: AssetId,
         saved: SavedAsset,
-        model: Option<Arc<Installed>>,
+        (model, previous): (Option<Arc<Installed>>, Option<Arc<Installed>>),
         learning: LearningSettings,
         rows: Vec<Box<[f32]>>,
     ) -> Asset {
@@ -357,6 +393,7 @@ impl Asset {
             asset.assign(model);
             asset.dirty = false;
         }
+        asset.previous = previous;
         asset
     }
 }
@@ -368,6 +405,8 @@ pub struct Changed {
     pub id: AssetId,
     /// Its state.
     pub saved: SavedAsset,
+    /// The model to go back to.
+    pub previous: Option<super::fleet::ModelKey>,
     /// Rows to learn from that are not on disk yet, and the index of the first.
     pub new_rows: (usize, Vec<Box<[f32]>>),
 }

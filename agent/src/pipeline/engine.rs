@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use millwright_models::State;
 use millwright_models::commission::Commissioned;
+use millwright_models::{Finding, ModelName, State};
 
 use super::asset::{Asset, Changed, LastScore, RowOutcome, SavedAsset};
 use super::fleet::{Fleet, Installed, Origin};
@@ -97,6 +97,7 @@ struct PendingWindow {
 struct WindowScore {
     score: f32,
     contribution: Vec<f32>,
+    finding: Option<Finding>,
 }
 
 impl Engine {
@@ -124,10 +125,10 @@ impl Engine {
         &mut self,
         id: AssetId,
         saved: SavedAsset,
-        model: Option<Arc<Installed>>,
+        models: (Option<Arc<Installed>>, Option<Arc<Installed>>),
         rows: Vec<Box<[f32]>>,
     ) {
-        let asset = Asset::restore(id.clone(), saved, model, self.settings.learning, rows);
+        let asset = Asset::restore(id.clone(), saved, models, self.settings.learning, rows);
         self.index.insert(id, self.assets.len());
         self.assets.push(asset);
     }
@@ -246,7 +247,7 @@ impl Engine {
     ///
     /// # Errors
     /// An asset it is for lacks one of its channels, or there are too many models.
-    pub fn install(&mut self, model: &Arc<Installed>) -> Result<usize, InstallError> {
+    pub fn install(&mut self, model: &Arc<Installed>) -> Result<Installation, InstallError> {
         for asset in self.assets.iter().filter(|asset| model.is_for(&asset.id)) {
             if let Some(channel) = asset.missing_channel(model) {
                 return Err(InstallError::Channel { asset: asset.id.to_string(), channel: channel.to_owned() });
@@ -255,12 +256,44 @@ impl Engine {
         if !self.fleet.install(Arc::clone(model)) {
             return Err(InstallError::TooMany);
         }
-        let mut assigned = 0;
+        let mut installation = Installation::default();
         for asset in self.assets.iter_mut().filter(|asset| model.is_for(&asset.id)) {
             asset.assign(Arc::clone(model));
-            assigned += 1;
+            installation.assets += 1;
+            installation.previous.extend(asset.previous().map(|model| (asset.id.to_string(), model.sha256.clone())));
         }
-        Ok(assigned)
+        Ok(installation)
+    }
+
+    /// What [`Engine::install`] said of a model that is installed.
+    pub fn installation(&self, sha256: &str) -> Installation {
+        let mut installation = Installation::default();
+        let with = |asset: &&Asset| asset.assigned().is_some_and(|model| model.sha256 == sha256);
+        for asset in self.assets.iter().filter(with) {
+            installation.assets += 1;
+            installation.previous.extend(asset.previous().map(|model| (asset.id.to_string(), model.sha256.clone())));
+        }
+        installation
+    }
+
+    /// A pushed model that is installed.
+    pub fn model(&self, sha256: &str) -> Option<Arc<Installed>> {
+        self.fleet.find(sha256).cloned()
+    }
+
+    /// Takes a pushed model away again: `previous`, the version before it, takes its place, and each asset goes back to
+    /// the model it had. Returns how many assets did.
+    pub fn roll_back(&mut self, model: &ModelName, sha256: &str, previous: Option<Arc<Installed>>) -> usize {
+        self.fleet.remove(model);
+        if let Some(previous) = previous {
+            self.fleet.install(previous);
+        }
+        let mut back = 0;
+        for asset in &mut self.assets {
+            let otherwise = self.fleet.model_for(&asset.id).filter(|model| asset.missing_channel(model).is_none());
+            back += usize::from(asset.take_back(sha256, otherwise, self.settings.learning));
+        }
+        back
     }
 
     /// Scores everything that waits and steps the alarms in the order of the rows.
@@ -271,6 +304,7 @@ impl Engine {
             match score {
                 Some(score) => self.apply(window, &score, &batch, observe),
                 None => {
+                    window.model.tally.count(false);
                     if let Some(asset) = self.assets.get_mut(window.asset) {
                         asset.counters.score_errors += 1;
                     }
@@ -290,6 +324,7 @@ impl Engine {
     ) {
         let Some(asset) = self.assets.get_mut(window.asset) else { return };
         asset.counters.scored += 1;
+        window.model.tally.count(true);
         asset.last = Some(LastScore { score: result.score, time_us: window.time_us });
         let changed = asset.alarm.step(window.time_us, result.score, &self.settings.alarm);
         observe(&asset.id, RowScore { time_us: window.time_us, score: result.score, state: asset.alarm.state() });
@@ -298,6 +333,7 @@ impl Engine {
                 contract: window.model.model.contract(),
                 window: batch.values.get(window.start..window.end).unwrap_or_default(),
                 contribution: &result.contribution,
+                finding: result.finding,
                 time_us: window.time_us,
             };
             self.emit(window, change, alert, result.score, &observation);
@@ -362,6 +398,15 @@ impl Engine {
     }
 }
 
+/// Which assets a model scores, and what scored them before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Installation {
+    /// How many assets it scores.
+    pub assets: usize,
+    /// Asset and SHA-256 of the model it goes back to.
+    pub previous: Vec<(String, String)>,
+}
+
 /// Why a pushed model was not installed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InstallError {
@@ -410,9 +455,10 @@ impl Batch {
         match model.model.score(&windows, run.len()) {
             Ok(result) => {
                 let results = result.score.iter().zip(result.contribution.chunks(channels));
-                for (index, (score, contribution)) in run.iter().zip(results) {
+                for (row, (index, (score, contribution))) in run.iter().zip(results).enumerate() {
                     if let Some(slot) = scores.get_mut(*index) {
-                        *slot = Some(WindowScore { score: *score, contribution: contribution.to_vec() });
+                        let (contribution, finding) = (contribution.to_vec(), result.finding.get(row).copied());
+                        *slot = Some(WindowScore { score: *score, contribution, finding });
                     }
                 }
             }

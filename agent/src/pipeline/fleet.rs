@@ -5,6 +5,7 @@
 //! pushed models.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use millwright_models::ModelName;
 use millwright_models::runtime::Model;
@@ -46,6 +47,33 @@ pub struct Installed {
     pub assets: Vec<String>,
     /// The runnable model.
     pub model: Model,
+    /// What became of the windows it was given.
+    pub tally: Tally,
+}
+
+/// Windows that a model was given since it was loaded; read by whoever judges it.
+#[derive(Debug, Default)]
+pub struct Tally {
+    scored: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Tally {
+    /// Counts one window.
+    pub fn count(&self, scored: bool) {
+        let counter = if scored { &self.scored } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Windows scored.
+    pub fn scored(&self) -> u64 {
+        self.scored.load(Ordering::Relaxed)
+    }
+
+    /// Windows that it gave no finite score for.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
 }
 
 impl std::fmt::Debug for Installed {
@@ -62,7 +90,7 @@ impl Installed {
 
     /// Whether it is meant for an asset.
     pub fn is_for(&self, asset: &AssetId) -> bool {
-        self.assets.iter().any(|pattern| pattern_matches(pattern, asset.as_str()))
+        matches_any(&self.assets, asset)
     }
 }
 
@@ -83,10 +111,25 @@ impl Fleet {
         true
     }
 
+    /// The model of this file.
+    pub fn find(&self, sha256: &str) -> Option<&Arc<Installed>> {
+        self.models.iter().find(|model| model.sha256 == sha256)
+    }
+
+    /// Removes the model of this name.
+    pub fn remove(&mut self, name: &ModelName) {
+        self.models.retain(|installed| installed.name != *name);
+    }
+
     /// The model for an asset.
     pub fn model_for(&self, asset: &AssetId) -> Option<&Arc<Installed>> {
         self.models.iter().find(|model| model.is_for(asset))
     }
+}
+
+/// Whether one of the patterns matches an asset.
+pub fn matches_any(patterns: &[String], asset: &AssetId) -> bool {
+    patterns.iter().any(|pattern| pattern_matches(pattern, asset.as_str()))
 }
 
 /// `*` stands for any text, everything else for itself. Linear in the text for each star.

@@ -2,7 +2,7 @@
 
 use millwright_models::runtime::{LoadError, LoadLimits, Model};
 
-use super::fleet::{Installed, Origin};
+use super::fleet::{Installed, Origin, Tally};
 use crate::ids::AssetId;
 
 /// Loads the model that was learned for one asset.
@@ -23,5 +23,5 @@ pub fn load(onnx: &[u8], origin: Origin, assets: Vec<String>, limits: &LoadLimit
     let name = contract.name.clone();
     let version = contract.version;
     let sha256 = model.sha256().to_string();
-    Ok(Installed { name, version, sha256, origin, assets, model })
+    Ok(Installed { name, version, sha256, origin, assets, model, tally: Tally::default() })
 }

@@ -32,7 +32,7 @@ pub struct Learning {
 /// How commissioning is done.
 #[derive(Debug, Clone, Copy)]
 pub struct LearningSettings {
-    /// Rows to learn from.
+    /// Rows to learn from; with 0 nothing is learned or kept, and an asset waits for a pushed model.
     pub rows: usize,
     /// Whether to go on collecting while the learned normal is not stable on held-back rows.
     pub extend: bool,
@@ -93,6 +93,9 @@ impl Learning {
 
     /// Adds the newest row of `history`; makes the model of `asset` when there are enough.
     pub fn push(&mut self, asset: &str, history: &History) -> Learned {
+        if self.settings.rows == 0 {
+            return Learned::NotYet;
+        }
         if let Some(row) = history.newest(1).next() {
             self.rows.push(row.values.clone());
         }

@@ -2,7 +2,7 @@
 //!
 //! `runner` (a thread of its own) reads the log from the cursor, `source` turns messages into readings, `engine`
 //! folds them: `stream` drops what was sent before, `history` aligns rows, `learning` makes a model for a machine that
-//! has none, `fleet` says which model an asset gets. Alerts, assets and cursor go to `state.db` in one transaction.
+//! has none, `fleet` says which model an asset gets, `tap` shows what is folded to models that are watched. Alerts, assets and cursor go to `state.db` in one transaction.
 
 pub mod asset;
 pub mod engine;
@@ -14,5 +14,6 @@ pub mod learning;
 pub mod queue;
 pub mod runner;
 pub mod stream;
+pub mod tap;
 #[cfg(test)]
 mod tests;

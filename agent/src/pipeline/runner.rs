@@ -16,17 +16,21 @@ use millwright_broker::log::{
 };
 use millwright_broker::message::{Message, QoS};
 use millwright_broker::topic::TopicName;
+use millwright_models::ModelName;
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use super::engine::{Engine, InstallError, Output};
+use super::engine::{Engine, InstallError, Installation, Output};
 use super::fleet::Installed;
 use super::health::{HealthReports, HealthTiming};
 use super::queue::{QueueFigures, QueueMeter};
+use super::tap::{Tap, Taps};
 use crate::alarm::message::{AlertEvent, AlertState, EventKind, Health};
 use crate::clock;
-use crate::model_files;
+use crate::models::files;
+use crate::models::order::{self, Order};
 use crate::source::{Fault, Reading, SourceError, SourceMap, sparkplug};
+use crate::state::versions::VersionRow;
 use crate::state::{Checkpoint, ModelRow, State, StateError};
 
 /// Longest time without a checkpoint while messages come: it bounds what is folded again after a crash, and the wear.
@@ -47,13 +51,38 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// What the pipeline is asked to do.
 pub enum Command {
-    /// Install a pushed model; the answer comes when it is in use and stored.
+    /// Install a pushed model that is stored already, so that no sample waits for a disk: after a crash, what was folded since the
+    /// last checkpoint is folded again, with this model. The answer comes when it is in use.
     Install {
         /// The model.
         model: Arc<Installed>,
-        /// How many assets it scores now, or why not.
-        reply: oneshot::Sender<Result<usize, InstallError>>,
+        /// Which assets it scores now, or why not.
+        reply: oneshot::Sender<Result<Installation, InstallError>>,
     },
+    /// Take a pushed model back.
+    RollBack {
+        /// Its name.
+        name: ModelName,
+        /// SHA-256 of its file.
+        sha256: String,
+        /// The version that takes its place, if there is one.
+        previous: Option<Arc<Installed>>,
+        /// What to store in the same transaction.
+        versions: Vec<VersionRow>,
+        /// How many assets went back.
+        reply: oneshot::Sender<usize>,
+    },
+    /// Ask which assets a model scores.
+    Installation {
+        /// SHA-256 of its file.
+        sha256: String,
+        /// The model, as it is in use, and its assets.
+        reply: oneshot::Sender<(Option<Arc<Installed>>, Installation)>,
+    },
+    /// Show what is folded to a model that is watched.
+    Tap(Tap),
+    /// No longer.
+    Untap(u64),
 }
 
 /// What is known of the pipeline from outside.
@@ -109,6 +138,10 @@ pub struct RunnerParts {
     pub health: HealthTiming,
     /// Told when the outbox has something.
     pub outbox: Arc<Notify>,
+    /// Where operators' orders arrive; they are told to `orders`.
+    pub order_topic: TopicName,
+    /// Orders about models, for who carries them out.
+    pub orders: mpsc::Sender<Order>,
     /// For waiting from a thread of its own.
     pub runtime: tokio::runtime::Handle,
 }
@@ -137,6 +170,7 @@ struct Runner {
     parts: RunnerParts,
     reader: LogReader,
     commands: mpsc::Receiver<Command>,
+    taps: Taps,
     status: watch::Sender<Arc<PipelineStatus>>,
     stop: watch::Receiver<bool>,
     readings: Vec<Reading>,
@@ -171,6 +205,7 @@ pub fn start(parts: RunnerParts) -> anyhow::Result<RunnerHandle> {
         parts,
         reader,
         commands,
+        taps: Taps::default(),
         status: status_tx,
         stop,
         readings: Vec::new(),
@@ -236,7 +271,7 @@ impl Runner {
             self.folded_bytes = self.folded_bytes.saturating_add(bytes as u64);
             self.take(message);
         }
-        self.parts.engine.flush(&mut |_, _| {});
+        self.flush();
         self.dirty |= fetched.next != self.parts.position;
         self.parts.position = fetched.next;
         let count = fetched.messages.len();
@@ -247,7 +282,9 @@ impl Runner {
     }
 
     fn take(&mut self, message: &LogMessage) {
-        let Some(route) = self.parts.sources.resolve(&message.message.topic) else { return };
+        let Some(route) = self.parts.sources.resolve(&message.message.topic) else {
+            return self.take_order(message);
+        };
         self.readings.clear();
         // Rows of single numbers are completed by the log's own time, so that a replay completes them alike.
         self.parts.sources.handle_timeout(message.received_us, &mut self.readings);
@@ -256,8 +293,35 @@ impl Runner {
         if let Err(error) = decoded {
             self.note_decode_error(&error);
         }
+        self.ingest(message.received_us);
+    }
+
+    fn ingest(&mut self, received_us: i64) {
         for reading in &self.readings {
-            self.parts.engine.ingest(reading, message.received_us, &mut |_, _| {});
+            self.taps.note_reading(reading, received_us);
+            let taps = &mut self.taps;
+            self.parts.engine.ingest(reading, received_us, &mut |asset, score| taps.note_score(asset, &score));
+        }
+    }
+
+    fn flush(&mut self) {
+        let taps = &mut self.taps;
+        self.parts.engine.flush(&mut |asset, score| taps.note_score(asset, &score));
+        self.taps.send();
+    }
+
+    /// An operator's order is passed on; the one that finds no room is told about in the log of the program.
+    fn take_order(&mut self, message: &LogMessage) {
+        if message.message.topic != self.parts.order_topic {
+            return;
+        }
+        match order::parse(&message.message.payload) {
+            Ok(order) => {
+                if let Err(error) = self.parts.orders.try_send(order) {
+                    tracing::error!(%error, "an order could not be taken: give it again");
+                }
+            }
+            Err(error) => tracing::warn!("an order on {} is refused: {error}", self.parts.order_topic.as_str()),
         }
     }
 
@@ -301,11 +365,9 @@ impl Runner {
         let now_us = clock::utc_us();
         self.readings.clear();
         self.parts.sources.handle_timeout(now_us, &mut self.readings);
-        for reading in &self.readings {
-            self.parts.engine.ingest(reading, now_us, &mut |_, _| {});
-            self.dirty = true;
-        }
-        self.parts.engine.flush(&mut |_, _| {});
+        self.dirty |= !self.readings.is_empty();
+        self.ingest(now_us);
+        self.flush();
     }
 
     fn carry_out_commands(&mut self) {
@@ -316,14 +378,23 @@ impl Runner {
 
     fn carry_out(&mut self, command: Command) {
         match command {
+            // Nobody waits for an answer when the gateway is stopping.
             Command::Install { model, reply } => {
                 let installed = self.parts.engine.install(&model);
-                if installed.is_ok() {
-                    self.checkpoint_until_stored(vec![model_row(&model)]);
-                }
-                // Nobody waits for the answer when the gateway is stopping.
+                self.dirty |= installed.is_ok();
                 let _ = reply.send(installed);
             }
+            Command::RollBack { name, sha256, previous, versions, reply } => {
+                let back = self.parts.engine.roll_back(&name, &sha256, previous);
+                let withdrawn = vec![sha256];
+                self.checkpoint_until_stored(ModelChanges { withdrawn, versions });
+                let _ = reply.send(back);
+            }
+            Command::Installation { sha256, reply } => {
+                let _ = reply.send((self.parts.engine.model(&sha256), self.parts.engine.installation(&sha256)));
+            }
+            Command::Tap(tap) => self.taps.add(tap),
+            Command::Untap(id) => self.taps.remove(id),
         }
     }
 
@@ -331,14 +402,14 @@ impl Runner {
         let much = self.folded_bytes >= self.checkpoint_bytes;
         let due = self.dirty && (last || much || self.checkpointed.elapsed() >= CHECKPOINT);
         if due || self.parts.engine.has_outputs() {
-            self.checkpoint_until_stored(Vec::new());
+            self.checkpoint_until_stored(ModelChanges::default());
         }
     }
 
     /// Writes a checkpoint; a state file that fails is tried again until the gateway stops: going on without it would
     /// lose alerts.
-    fn checkpoint_until_stored(&mut self, models: Vec<ModelRow>) {
-        let mut checkpoint = self.gather_checkpoint(models);
+    fn checkpoint_until_stored(&mut self, changes: ModelChanges) {
+        let mut checkpoint = self.gather_checkpoint(changes);
         while let Err(error) = self.parts.state.commit(&checkpoint) {
             tracing::error!(%error, "the checkpoint cannot be stored yet");
             if matches!(error, StateError::Encode { .. }) {
@@ -358,17 +429,19 @@ impl Runner {
         }
     }
 
-    fn gather_checkpoint(&mut self, mut models: Vec<ModelRow>) -> Checkpoint {
+    fn gather_checkpoint(&mut self, changes: ModelChanges) -> Checkpoint {
+        let ModelChanges { withdrawn, versions } = changes;
+        let mut models = Vec::new();
         let mut outbox = Vec::new();
         for output in self.parts.engine.take_outputs() {
             match output {
                 Output::Event(event) => outbox.extend(messages_of(&event)),
                 Output::Commissioned { model, onnx } => {
-                    let stored = model_files::store(&self.parts.models_dir, &model.sha256, &onnx);
+                    let stored = files::store(&self.parts.models_dir, &model.sha256, &onnx);
                     if let Err(error) = stored {
                         tracing::error!(%error, asset = ?model, "a learned model could not be stored: it is learned again after a restart");
                     }
-                    models.push(model_row(&model));
+                    models.push(ModelRow::of(&model));
                 }
             }
         }
@@ -379,6 +452,8 @@ impl Runner {
             sources: self.parts.sources.save(),
             assets: self.parts.engine.take_changed(),
             models,
+            withdrawn,
+            versions,
             outbox,
         }
     }
@@ -441,14 +516,11 @@ impl Runner {
     }
 }
 
-fn model_row(model: &Installed) -> ModelRow {
-    ModelRow {
-        sha256: model.sha256.clone(),
-        name: model.name.to_string(),
-        version: model.version,
-        origin: model.origin,
-        assets: model.assets.clone(),
-    }
+/// What a command changes of the models that are installed.
+#[derive(Default)]
+struct ModelChanges {
+    withdrawn: Vec<String>,
+    versions: Vec<VersionRow>,
 }
 
 /// The messages of an event: the event itself, and the asset's current alert.

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use millwright_models::commission::{Subject, commission_subject};
+use millwright_models::onnx::{AttributeProto, ModelProto, NodeProto};
 use millwright_models::runtime::LoadLimits;
 use millwright_models::{Params, State};
+use prost::Message as _;
 
 use super::asset::Changed;
 use super::engine::{Engine, EngineSettings, InstallError, Output, RowScore};
@@ -81,12 +83,12 @@ impl Run {
     fn restart(&mut self) {
         let mut engine = Engine::new(settings(), self.engine.next_event());
         for changed in self.engine.take_changed() {
-            let Changed { id, saved, new_rows } = changed;
+            let Changed { id, saved, previous: _, new_rows } = changed;
             // The saved form goes through its bytes, as it does on disk.
             let bytes = postcard::to_stdvec(&saved).unwrap();
             let saved: super::asset::SavedAsset = postcard::from_bytes(&bytes).unwrap();
             let model = saved.model.as_ref().and_then(|key| self.models.iter().find(|m| m.sha256 == key.sha256));
-            engine.restore_asset(id, saved, model.cloned(), new_rows.1);
+            engine.restore_asset(id, saved, (model.cloned(), None), new_rows.1);
         }
         self.engine = engine;
     }
@@ -185,7 +187,7 @@ fn a_new_model_leaves_no_row_unscored() {
         let mut run = Run::new();
         run.feed((0..210).map(|k| reading("pump", k, usize::MAX)));
         let pushed = model("pump", 2, &CHANNELS, samples, "pump");
-        assert_eq!(run.engine.install(&pushed), Ok(1));
+        assert_eq!(run.engine.install(&pushed).unwrap().assets, 1);
         run.feed((210..450).map(|k| reading("pump", k, usize::MAX)));
         let times: Vec<i64> = run.scores.iter().map(|(_, score)| score.time_us / SECOND_US).collect();
         assert_eq!(times, (LEARNED_ROWS as i64..450).collect::<Vec<_>>(), "window of {samples}");
@@ -262,4 +264,48 @@ fn a_long_silence_begins_a_new_window() {
     // 19 rows fill the window again, the twentieth is scored.
     assert_eq!(counters.scored, 250 - LEARNED_ROWS as u64 + 11);
     assert!(run.scores.iter().all(|(_, score)| score.state == State::Ok));
+}
+
+/// A model whose value is the mean pressure, healthy at 5 bar and in alarm below 4: the learned graph with another heart.
+fn pressure_model() -> Arc<Installed> {
+    let rows: Vec<f32> = (0..600).map(|k| row(k, usize::MAX)[1]).collect();
+    let names = ["pressure".to_owned()];
+    let made = commission_subject(&Subject::new("pump", 2, &names), &rows, &Params::default()).unwrap();
+    let mut file = ModelProto::decode(made.onnx.as_slice()).unwrap();
+    // The golden vectors are those of the learned score.
+    file.metadata_props.retain(|entry| entry.key != "millwright.golden");
+    let kind = [("output", "regression"), ("unit", "bar"), ("healthy", "5"), ("alarm_below", "4")];
+    let metadata = kind.map(|(key, value)| (format!("millwright.{key}"), value.to_owned()));
+    let graph = file.graph.as_mut().unwrap();
+    let attribute = |name: &str, ints: &[i64], i: Option<i64>| {
+        let r#type = if i.is_some() { 2 } else { 7 };
+        AttributeProto { name: name.to_owned(), ints: ints.to_vec(), i, r#type, ..AttributeProto::default() }
+    };
+    graph.node = vec![NodeProto {
+        op_type: "ReduceMean".to_owned(),
+        input: vec!["window".to_owned()],
+        output: vec!["value".to_owned()],
+        attribute: vec![attribute("axes", &[1, 2], None), attribute("keepdims", &[], Some(0))],
+        ..NodeProto::default()
+    }];
+    graph.initializer.clear();
+    graph.output.retain(|output| output.name == "score");
+    graph.output[0].name = "value".to_owned();
+    let onnx = millwright_models::onnx::set_metadata(&file.encode_to_vec(), &metadata).unwrap();
+    Arc::new(install::load(&onnx, Origin::Pushed, vec!["pump".to_owned()], &LoadLimits::default()).unwrap())
+}
+
+// A model that gives a value instead of a score alarms when the value has passed its limit, and the alert tells the value.
+#[test]
+fn a_regression_alarms_and_tells_its_value() {
+    let mut run = Run::new();
+    run.engine.install(&pressure_model()).unwrap();
+    run.feed((0..500).map(|k| reading("pump", k, 400)));
+    let raised: Vec<&AlertEvent> = run.events.iter().filter(|event| event.event == EventKind::Raise).collect();
+    assert_eq!(raised.len(), 1, "{:?}", run.happened());
+    assert!((400..430).contains(&(raised[0].onset_us / SECOND_US)), "{}", raised[0].onset_us);
+    let finding = raised[0].evidence.finding.as_deref().unwrap();
+    assert!(finding.starts_with("3.") && finding.ends_with(" bar"), "{finding}");
+    assert!(raised[0].message.contains(finding), "{}", raised[0].message);
+    assert_eq!((raised[0].model.version, raised[0].evidence.sensors[0].channel.as_str()), (2, "pressure"));
 }

@@ -166,6 +166,18 @@ pub enum ReadError {
     /// The log was closed.
     #[error("the log is closed")]
     Closed,
+    /// No log in the data directory.
+    #[error("there is no log at {}: has the gateway run with this `gateway.data_dir`?", path.display())]
+    Missing {
+        /// The database that is not there.
+        path: PathBuf,
+    },
+    /// Another program's database, or a newer version's.
+    #[error("{} is no log that this version can read", path.display())]
+    NotALog {
+        /// The database.
+        path: PathBuf,
+    },
     /// What SQLite said.
     #[error("cannot read the log: {0}")]
     Sqlite(#[from] rusqlite::Error),

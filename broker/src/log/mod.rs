@@ -70,6 +70,7 @@ pub(crate) mod sessions;
 mod shared;
 mod stats;
 mod store;
+mod stored;
 mod tail;
 mod topics;
 mod verify;
@@ -102,6 +103,7 @@ pub(crate) use session_book::{Due, SessionBook, SessionCursor};
 use sessions::{SessionId, SessionUpdate, StoredSession};
 use shared::Shared;
 pub use stats::{CursorStats, LogStats};
+pub use stored::{StoredLog, StoredSpan};
 pub use verify::{VerifyReport, verify};
 use writer::{CONTROL_MAX, Control, Queues, SESSION_JOBS_MAX, Writer};
 

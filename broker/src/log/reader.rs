@@ -63,6 +63,11 @@ impl DiskReader {
         result
     }
 
+    /// The connection, for questions besides messages.
+    pub(super) fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+
     /// One stored session, as one state of the file has it.
     pub(crate) fn session(&mut self, id: SessionId) -> Result<Option<StoredSession>, ReadError> {
         let transaction = self.connection.transaction()?;

@@ -9,10 +9,11 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Channel, ContractError, FEATURES_MAX, GOLDEN_MAX, Golden, GoldenWindow, InputKind, KEY_CHANNELS, KEY_CONTRACT,
-    KEY_CREATED, KEY_FEATURES, KEY_GOLDEN, KEY_INPUT, KEY_INTERVAL_MS, KEY_NAME, KEY_OUTPUT, KEY_ROWS, KEY_SAMPLES,
-    KEY_TRAINED_FROM, KEY_VERSION, LABEL_BYTES_MAX, PREFIX, SAMPLES_MAX, VALUE_BYTES_MAX, WINDOW_VALUES_MAX,
-    check_channel_names, shorten,
+    Channel, ContractError, FEATURES_MAX, GOLDEN_MAX, Golden, GoldenWindow, InputKind, KEY_ALARM_ABOVE,
+    KEY_ALARM_BELOW, KEY_CHANNELS, KEY_CLASSES, KEY_CONTRACT, KEY_CREATED, KEY_FEATURES, KEY_GOLDEN, KEY_HEALTHY,
+    KEY_HORIZON, KEY_INPUT, KEY_INTERVAL_MS, KEY_NAME, KEY_NORMAL_CLASS, KEY_OUTPUT, KEY_ROWS, KEY_SAMPLES, KEY_SCALE,
+    KEY_THRESHOLD, KEY_TRAINED_FROM, KEY_UNIT, KEY_VERSION, LABEL_BYTES_MAX, PREFIX, SAMPLES_MAX, VALUE_BYTES_MAX,
+    WINDOW_VALUES_MAX, check_channel_names, shorten,
 };
 use crate::features::Feature;
 
@@ -55,6 +56,11 @@ impl<'a> Metadata<'a> {
 
     pub(super) fn required<T: FromStr>(&self, key: &'static str, expected: &'static str) -> Result<T, ContractError> {
         self.required_text(key, expected)?.trim().parse().map_err(|_| self.invalid(key, expected))
+    }
+
+    pub(super) fn finite(&self, key: &'static str, expected: &'static str) -> Result<f32, ContractError> {
+        let value = self.required::<f32>(key, expected)?;
+        if value.is_finite() { Ok(value) } else { Err(self.invalid(key, expected)) }
     }
 
     pub(super) fn channels(&self) -> Result<Vec<Channel>, ContractError> {
@@ -193,6 +199,15 @@ fn known_key(key: &str) -> &'static str {
         KEY_INPUT,
         KEY_FEATURES,
         KEY_OUTPUT,
+        KEY_SCALE,
+        KEY_THRESHOLD,
+        KEY_HORIZON,
+        KEY_CLASSES,
+        KEY_NORMAL_CLASS,
+        KEY_HEALTHY,
+        KEY_ALARM_BELOW,
+        KEY_ALARM_ABOVE,
+        KEY_UNIT,
         KEY_CREATED,
         KEY_TRAINED_FROM,
         KEY_ROWS,

@@ -102,7 +102,7 @@ fn wrong_values_are_refused_by_key() {
         (KEY_INTERVAL_MS, "0"),
         (KEY_INTERVAL_MS, "NaN"),
         (KEY_INPUT, "image"),
-        (KEY_OUTPUT, "probability"),
+        (KEY_OUTPUT, "image"),
         (KEY_ROWS, "many"),
         (KEY_GOLDEN, r#"[{"row": [1], "score": 0.5}]"#),
         (KEY_GOLDEN, r#"[{"score": 0.5}]"#),
@@ -114,6 +114,122 @@ fn wrong_values_are_refused_by_key() {
     assert!(error.contains("`65537`") && error.contains("1 to 65536"), "{error}");
     assert_eq!(Contract::from_metadata(&with(KEY_CONTRACT, "2")), Err(ContractError::TooNew { found: 2 }));
     assert!(Contract::from_metadata(&with(KEY_SAMPLES, "65536")).is_ok());
+}
+
+/// An output kind with the keys that it needs.
+fn kind(entries: &[(&str, &str)]) -> Vec<(String, String)> {
+    let mut all = good();
+    all.extend(entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    all
+}
+
+const RECONSTRUCTION: [(&str, &str); 3] =
+    [(KEY_OUTPUT, "reconstruction"), (KEY_SCALE, "[0.8, 0.05]"), (KEY_THRESHOLD, "3.5")];
+const FORECAST: [(&str, &str); 4] =
+    [(KEY_OUTPUT, "forecast"), (KEY_SCALE, "[0.8, 0.05]"), (KEY_THRESHOLD, "3.5"), (KEY_HORIZON, "19")];
+const PROBABILITY: [(&str, &str); 4] = [
+    (KEY_OUTPUT, "probability"),
+    (KEY_CLASSES, r#"["ok", "bearing"]"#),
+    (KEY_NORMAL_CLASS, "ok"),
+    (KEY_THRESHOLD, "0.7"),
+];
+const REGRESSION: [(&str, &str); 4] =
+    [(KEY_OUTPUT, "regression"), (KEY_UNIT, "h"), (KEY_HEALTHY, "1000"), (KEY_ALARM_BELOW, "24.5")];
+
+#[test]
+fn every_output_kind_reads_back() {
+    // Each kind with all its keys survives being written, and says in one line what it is.
+    for (entries, line) in [
+        (&RECONSTRUCTION[..], "reconstruction, alarm at 3.5 standard deviations"),
+        (&FORECAST, "forecast of 19 rows, alarm at 3.5 standard deviations"),
+        (&PROBABILITY, "probability of ok, bearing; `ok` is normal, alarm when the others reach 0.7"),
+        (&REGRESSION, "regression in h, alarm below 24.5, healthy 1000"),
+        (&[(KEY_OUTPUT, "score")], "score"),
+    ] {
+        let contract = Contract::from_metadata(&kind(entries)).unwrap();
+        assert_eq!(contract.output.to_string(), line);
+        assert_eq!(contract.output.word(), entries[0].1);
+        assert_eq!(Contract::from_metadata(&contract.to_metadata()).unwrap(), contract);
+    }
+    let above = kind(&[(KEY_OUTPUT, "regression"), (KEY_HEALTHY, "-1"), (KEY_ALARM_ABOVE, "0")]);
+    let contract = Contract::from_metadata(&above).unwrap();
+    assert_eq!(Contract::from_metadata(&contract.to_metadata()).unwrap(), contract);
+}
+
+#[test]
+fn output_kinds_have_defaults() {
+    // One row ahead, and one class more likely than all others together.
+    let forecast = Contract::from_metadata(&kind(&FORECAST[..3])).unwrap();
+    assert_eq!(forecast.output.horizon(), 1);
+    let probability = Contract::from_metadata(&kind(&PROBABILITY[..3])).unwrap();
+    assert!(matches!(probability.output, OutputKind::Probability(Classes { threshold: 0.5, normal: 0, .. })));
+}
+
+#[test]
+fn each_key_of_an_output_kind_is_missed_by_name() {
+    // Leaving out any key that a kind needs names it.
+    let mut kinds = vec![&RECONSTRUCTION[..], &FORECAST[..3], &PROBABILITY[..3]];
+    let regression = [REGRESSION[0], REGRESSION[2], REGRESSION[3]];
+    kinds.push(&regression);
+    for entries in kinds {
+        for (left_out, _) in &entries[1..] {
+            let rest: Vec<_> = entries.iter().copied().filter(|(key, _)| key != left_out).collect();
+            let error = Contract::from_metadata(&kind(&rest)).unwrap_err();
+            assert!(matches!(&error, ContractError::Missing { key, .. } if key == left_out), "{left_out}: {error}");
+        }
+    }
+}
+
+#[test]
+fn wrong_values_of_output_kinds_are_refused_by_key() {
+    // Each bad value is refused by its key, the boundaries included.
+    for (entries, key, value) in [
+        (&RECONSTRUCTION[..], KEY_SCALE, "[0.8]"),
+        (&RECONSTRUCTION, KEY_SCALE, "[0.8, 0]"),
+        (&RECONSTRUCTION, KEY_SCALE, "[0.8, 1e-60]"),
+        (&RECONSTRUCTION, KEY_SCALE, "[0.8, 1e60]"),
+        (&RECONSTRUCTION, KEY_SCALE, "0.8"),
+        (&RECONSTRUCTION, KEY_THRESHOLD, "0"),
+        (&RECONSTRUCTION, KEY_THRESHOLD, "inf"),
+        (&FORECAST, KEY_HORIZON, "0"),
+        (&FORECAST, KEY_HORIZON, "20"),
+        (&FORECAST, KEY_HORIZON, "-1"),
+        (&PROBABILITY, KEY_CLASSES, r#"["ok"]"#),
+        (&PROBABILITY, KEY_CLASSES, r#"["ok", "ok"]"#),
+        (&PROBABILITY, KEY_CLASSES, r#"["ok", ""]"#),
+        (&PROBABILITY, KEY_CLASSES, "ok, bearing"),
+        (&PROBABILITY, KEY_NORMAL_CLASS, "healthy"),
+        (&PROBABILITY, KEY_THRESHOLD, "0"),
+        (&PROBABILITY, KEY_THRESHOLD, "1.1"),
+        (&PROBABILITY, KEY_THRESHOLD, "NaN"),
+        (&REGRESSION, KEY_HEALTHY, "good"),
+        (&REGRESSION, KEY_HEALTHY, "NaN"),
+        (&REGRESSION, KEY_ALARM_BELOW, "-inf"),
+        (&REGRESSION, KEY_ALARM_BELOW, "1000"),
+        (&REGRESSION, KEY_ALARM_ABOVE, "2000"),
+        (&REGRESSION, KEY_UNIT, " "),
+    ] {
+        let mut entries = kind(entries);
+        entries.retain(|(k, _)| k != key);
+        entries.push((key.to_owned(), value.to_owned()));
+        let error = Contract::from_metadata(&entries).unwrap_err();
+        assert!(
+            matches!(&error, ContractError::Invalid { key: named, .. } if *named == key),
+            "{key} = {value}: {error}"
+        );
+    }
+}
+
+#[test]
+fn residuals_do_not_go_with_features() {
+    // A reconstruction of computed features has no window to be compared with.
+    for entries in [&RECONSTRUCTION[..], &FORECAST] {
+        let mut entries = kind(entries);
+        entries.push((KEY_INPUT.to_owned(), "features".to_owned()));
+        entries.push((KEY_FEATURES.to_owned(), r#"["mean"]"#.to_owned()));
+        let error = Contract::from_metadata(&entries).unwrap_err();
+        assert!(matches!(error, ContractError::Invalid { key: KEY_OUTPUT, .. }), "{error}");
+    }
 }
 
 #[test]
@@ -135,12 +251,17 @@ fn a_key_twice_is_refused() {
 
 proptest! {
     #[test]
-    fn parsing_never_panics(values in proptest::collection::vec(".{0,40}", 5), key in 0_usize..13) {
+    fn parsing_never_panics(values in proptest::collection::vec(".{0,40}", 5), key in 0_usize..22, output in 0_usize..5) {
         // Whatever text a key holds, the answer is a contract or an error.
         let keys = [KEY_CONTRACT, KEY_NAME, KEY_VERSION, KEY_CHANNELS, KEY_SAMPLES, KEY_INTERVAL_MS, KEY_INPUT, KEY_FEATURES,
-            KEY_OUTPUT, KEY_CREATED, KEY_TRAINED_FROM, KEY_ROWS, KEY_GOLDEN];
+            KEY_OUTPUT, KEY_CREATED, KEY_TRAINED_FROM, KEY_ROWS, KEY_GOLDEN, KEY_SCALE, KEY_THRESHOLD, KEY_HORIZON, KEY_CLASSES,
+            KEY_NORMAL_CLASS, KEY_HEALTHY, KEY_ALARM_BELOW, KEY_ALARM_ABOVE, KEY_UNIT];
+        let kinds: [&[(&str, &str)]; 5] = [&[], &RECONSTRUCTION, &FORECAST, &PROBABILITY, &REGRESSION];
         for value in values {
-            let _ = Contract::from_metadata(&with(keys[key], &value));
+            let mut entries = kind(kinds[output]);
+            entries.retain(|(k, _)| k != keys[key]);
+            entries.push((keys[key].to_owned(), value));
+            let _ = Contract::from_metadata(&entries);
         }
     }
 

@@ -13,9 +13,10 @@ use tract_onnx::tract_core::model::TypedRunnableModel;
 use tract_onnx::tract_hir::infer::InferenceModel;
 use tract_onnx::tract_hir::internal::Framework;
 
-use super::{LoadError, LoadLimits, RUN_ROWS_MAX, RunError, Scores};
+use super::output::Outputs;
+use super::{LoadError, LoadLimits, RUN_ROWS_MAX, RunError};
 use crate::inspect::node_label;
-use crate::interface::Interface;
+use crate::interface::{Interface, Output};
 use crate::onnx::GraphProto;
 
 /// A file decoded for the engine, reduced to what our outputs need.
@@ -49,8 +50,9 @@ pub(super) struct Engine {
     pub(super) run_rows: usize,
     /// Input shape behind the batch.
     row_shape: Vec<usize>,
-    /// Numbers per row of the second output, when it is read.
-    contributions: Option<usize>,
+    /// The output that makes the score, and the one that explains it, when it is read.
+    primary: Output,
+    contribution: Option<Output>,
 }
 
 impl Source {
@@ -63,14 +65,15 @@ impl Source {
     /// Loads it one way.
     pub(super) fn load(&self, interface: &Interface, way: Way, limits: &LoadLimits) -> Result<Engine, LoadError> {
         let (plan, run_rows) = guard("loading the model", || build(&self.proto, interface, way, limits))??;
-        let contributions = interface.contributes.then_some(interface.channels);
-        Ok(Engine { plan, any_batch: way.any_batch, run_rows, row_shape: interface.row_shape.clone(), contributions })
+        let Interface { row_shape, primary, contribution, .. } = interface;
+        let (row_shape, primary, contribution) = (row_shape.clone(), primary.clone(), contribution.clone());
+        Ok(Engine { plan, any_batch: way.any_batch, run_rows, row_shape, primary, contribution })
     }
 }
 
 impl Engine {
     /// Runs `rows` rows of input and appends their outputs to `out`.
-    pub(super) fn run(&self, input: &[f32], rows: usize, out: &mut Scores) -> Result<(), RunError> {
+    pub(super) fn run(&self, input: &[f32], rows: usize, out: &mut Outputs) -> Result<(), RunError> {
         if self.any_batch {
             return self.run_rows_at_once(input, rows, out);
         }
@@ -78,13 +81,13 @@ impl Engine {
         input.chunks_exact(row_len).try_for_each(|row| self.run_rows_at_once(row, 1, out))
     }
 
-    fn run_rows_at_once(&self, input: &[f32], rows: usize, out: &mut Scores) -> Result<(), RunError> {
+    fn run_rows_at_once(&self, input: &[f32], rows: usize, out: &mut Outputs) -> Result<(), RunError> {
         let run = || -> TractResult<()> {
             let shape: TVec<usize> = std::iter::once(rows).chain(self.row_shape.iter().copied()).collect();
             let outputs = self.plan.run(tvec!(Tensor::from_shape(&shape, input)?.into_tvalue()))?;
-            append(outputs.first(), rows, "score", &mut out.score)?;
-            if let Some(channels) = self.contributions {
-                append(outputs.get(1), rows * channels, "contribution", &mut out.contribution)?;
+            append(outputs.first(), rows, &self.primary, &mut out.primary)?;
+            if let Some(contribution) = &self.contribution {
+                append(outputs.get(1), rows, contribution, &mut out.contribution)?;
             }
             Ok(())
         };
@@ -96,10 +99,13 @@ impl Engine {
     }
 }
 
-/// Appends an output of the engine, of whatever shape, as `len` numbers.
-fn append(output: Option<&TValue>, len: usize, name: &str, out: &mut Vec<f32>) -> TractResult<()> {
+/// Appends an output of the engine; its shape may have axes of 1 more or less than the contract says, and no others.
+fn append(output: Option<&TValue>, rows: usize, expected: &Output, out: &mut Vec<f32>) -> TractResult<()> {
+    let name = expected.name;
     let output = output.ok_or_else(|| format_err!("the graph gives no `{name}`"))?;
-    ensure!(output.len() == len, "`{name}` has shape {:?}, which is not {len} numbers", output.shape());
+    let want = std::iter::once(&rows).chain(&expected.row_shape).filter(|dim| **dim != 1);
+    let fits = output.shape().iter().filter(|dim| **dim != 1).eq(want);
+    ensure!(fits, "`{name}` has shape {:?}, which is not [{rows}{}]", output.shape(), expected.row_dims());
     let output = output.cast_to::<f32>()?;
     out.extend(output.to_plain_array_view::<f32>()?.iter());
     Ok(())

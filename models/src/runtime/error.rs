@@ -142,6 +142,16 @@ pub enum LoadError {
         /// What it gave.
         found: f32,
     },
+    /// A trial window gave no probability.
+    #[error(
+        "for an ordinary window the model gives {found} as the probability of class `{class}`: end the graph with a softmax or a sigmoid"
+    )]
+    Probability {
+        /// The class.
+        class: String,
+        /// What it gave.
+        found: f32,
+    },
     /// A golden vector isn't reproduced.
     #[error(
         "golden vector {index}: {what} is {found}, and the contract says {expected}: the file is damaged or the graph does not run here as it did where it was trained"
@@ -189,6 +199,16 @@ pub enum RunError {
         /// What it gave.
         found: f32,
     },
+    /// The model gave a probability outside 0…1.
+    #[error("the model gives {found} for window {row} as the probability of class `{class}`")]
+    Probability {
+        /// Which window of the batch, from 0.
+        row: usize,
+        /// The class.
+        class: String,
+        /// What it gave.
+        found: f32,
+    },
     /// The engine returned an error.
     #[error("the model does not run: {reason}")]
     Engine {
@@ -201,4 +221,16 @@ pub enum RunError {
         /// Its last words.
         reason: String,
     },
+}
+
+impl RunError {
+    /// The same error about the window that `row_of` makes of its own.
+    pub(super) fn map_row(mut self, row_of: impl FnOnce(usize) -> usize) -> RunError {
+        if let RunError::Input { row, .. } | RunError::NotFinite { row, .. } | RunError::Probability { row, .. } =
+            &mut self
+        {
+            *row = row_of(*row);
+        }
+        self
+    }
 }

@@ -69,11 +69,12 @@ fn text(contract: &Contract, bytes: usize, loaded: &Result<Model, String>) -> St
     };
     let trained = contract.provenance.trained_from.as_deref().unwrap_or("not said");
     format!(
-        "{} v{}, {bytes} bytes\nchannels  {}\nwindow    {} samples{interval}\ninput     {input}\ntrained   {trained}\ngolden    {} windows\nruns      {runs}\n",
+        "{} v{}, {bytes} bytes\nchannels  {}\nwindow    {} samples{interval}\ninput     {input}\noutput    {}\ntrained   {trained}\ngolden    {} windows\nruns      {runs}\n",
         contract.name,
         contract.version,
         channels.join(", "),
         contract.samples,
+        contract.output,
         contract.golden.len(),
     )
 }
@@ -81,6 +82,7 @@ fn text(contract: &Contract, bytes: usize, loaded: &Result<Model, String>) -> St
 fn explanation(explanation: Explanation) -> &'static str {
     match explanation {
         Explanation::Graph => "contributions from the graph",
+        Explanation::Residual => "contributions from the residuals",
         Explanation::Occlusion => "contributions by occlusion",
         Explanation::None => "no contributions: the metadata names no normals",
     }

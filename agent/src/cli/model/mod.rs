@@ -1,11 +1,13 @@
-//! `millwright model`: make, sign, publish and follow models.
+//! `millwright model`: make, try, sign, publish and follow models.
 //!
 //! Owns the subcommands and what they share. A package is two files side by side, `<name>-<version>.onnx` and
 //! `<name>-<version>.manifest.json`; the manifest names the other by its SHA-256 and carries the signature.
 
+mod fleet;
 mod inspect;
 mod package;
 mod push;
+mod test;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,6 +17,7 @@ use clap::{Args, Subcommand};
 use millwright_models::signature::{PublicKey, SecretKey};
 
 use super::Failure;
+use crate::models::order::Wish;
 
 /// Arguments of `model`.
 #[derive(Debug, Args)]
@@ -35,8 +38,16 @@ enum ModelCommand {
     Verify(package::VerifyArguments),
     /// Show what a model file says of itself and how the engine runs it
     Inspect(inspect::InspectArguments),
+    /// Run a model over the telemetry that a gateway has stored: which alerts would it have raised?
+    Test(test::TestArguments),
     /// Publish a model as retained messages and wait for the gateway's answer
     Push(push::PushArguments),
+    /// Show the versions that a gateway has and where they stand
+    List(fleet::ListArguments),
+    /// Let a version in shadow score now, or one that was taken back score again
+    Promote(fleet::OrderArguments),
+    /// Take a version back: the one before it scores again
+    Rollback(fleet::OrderArguments),
 }
 
 /// Does what is asked.
@@ -50,7 +61,11 @@ pub(super) fn run(arguments: &ModelArguments) -> Result<ExitCode, Failure> {
         ModelCommand::Sign(arguments) => package::sign(arguments),
         ModelCommand::Verify(arguments) => package::verify(arguments),
         ModelCommand::Inspect(arguments) => inspect::run(arguments),
+        ModelCommand::Test(arguments) => test::run(arguments),
         ModelCommand::Push(arguments) => push::run(arguments),
+        ModelCommand::List(arguments) => fleet::list(arguments),
+        ModelCommand::Promote(arguments) => fleet::order(Wish::Promote, arguments),
+        ModelCommand::Rollback(arguments) => fleet::order(Wish::Rollback, arguments),
     }
 }
 

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::super::{FAILED, Failure, output, runtime};
 use super::{manifest_of, read, secret_key};
+use crate::clock;
 
 /// Messages sent and not yet acknowledged.
 const IN_FLIGHT: u16 = 16;
@@ -30,15 +31,11 @@ pub(super) struct PushArguments {
     /// Sign it with this private key
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// The broker
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:1883")]
-    broker: String,
     /// The assets it is for; `*` stands for any text, may be given several times. Default: the asset called like the model
     #[arg(long = "assets", visible_alias = "asset", value_name = "PATTERN")]
     assets: Vec<String>,
-    /// MQTT user name; the password is read from the environment variable MILLWRIGHT_PASSWORD
-    #[arg(long)]
-    user: Option<String>,
+    #[command(flatten)]
+    broker: Broker,
     /// How long to wait for a gateway's answer, seconds; 0 does not wait
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     wait: u64,
@@ -94,7 +91,7 @@ fn report(arguments: &PushArguments, manifest: &Manifest, answer: Option<&Value>
             bail!(
                 "the model is published, but no gateway has answered within {} s: is one connected to {}?",
                 arguments.wait,
-                arguments.broker
+                arguments.broker.address
             );
         }
         output::print(&format!("{} v{} published\n", manifest.name(), manifest.version()));
@@ -103,21 +100,30 @@ fn report(arguments: &PushArguments, manifest: &Manifest, answer: Option<&Value>
     if arguments.json {
         output::print_json(answer)?;
     } else {
-        let word = |key: &str| answer.get(key).and_then(Value::as_str).unwrap_or("-").to_owned();
-        let line = match answer.get("assets").and_then(Value::as_u64) {
-            Some(assets) => format!("scores {assets} assets"),
-            None => word("reason"),
-        };
-        output::print(&format!(
-            "{} v{} on {}: {}, {line}\n",
-            manifest.name(),
-            manifest.version(),
-            word("gateway"),
-            word("state")
-        ));
+        let gateway = word(answer, "gateway");
+        output::print(&format!("{} v{} on {gateway}: {}\n", manifest.name(), manifest.version(), told(answer)));
     }
-    let active = answer.get("state").and_then(Value::as_str) == Some("active");
-    Ok(if active { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+    let taken = matches!(word(answer, "state").as_str(), "active" | "shadow");
+    Ok(if taken { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+/// A field of an answer as text.
+pub(super) fn word(answer: &Value, key: &str) -> String {
+    answer.get(key).and_then(Value::as_str).unwrap_or("-").to_owned()
+}
+
+/// An answer on a model's state topic, in words.
+pub(super) fn told(answer: &Value) -> String {
+    let state = word(answer, "state");
+    let number = |key: &str| answer.get(key).and_then(Value::as_i64).unwrap_or(0);
+    match state.as_str() {
+        "active" if answer.get("trial") == Some(&Value::Bool(true)) => {
+            format!("active, on trial, scores {} assets", number("assets"))
+        }
+        "active" => format!("active, scores {} assets", number("assets")),
+        "shadow" => format!("in shadow until {} or later", clock::rfc3339(number("until_us"))),
+        _ => format!("{state}, {}", word(answer, "reason")),
+    }
 }
 
 /// Publishes chunks, then the manifest, and returns the first answer about this file.
@@ -127,56 +133,89 @@ async fn push(
     json: Vec<u8>,
     file: &[u8],
 ) -> anyhow::Result<Option<Value>> {
-    let (host, port) = arguments.broker.rsplit_once(':').context("--broker is HOST:PORT")?;
-    let port: u16 = port.parse().context("--broker is HOST:PORT")?;
-    let mut options = MqttOptions::new(format!("millwright-push-{}", std::process::id()), host, port);
-    options.set_inflight(IN_FLIGHT).set_max_packet_size(PACKET_BYTES_MAX, PACKET_BYTES_MAX);
-    if let Some(user) = &arguments.user {
-        let password = std::env::var("MILLWRIGHT_PASSWORD").context("--user needs MILLWRIGHT_PASSWORD to be set")?;
-        options.set_credentials(user, password);
-    }
-    let (client, mut connection) = AsyncClient::new(options, usize::from(IN_FLIGHT));
-    let messages = manifest.chunk_count() + 1;
-    let send = async {
-        client.subscribe(format!("mw/v1/model/{}/state/+", manifest.name()), QoS::AtLeastOnce).await?;
-        for (n, chunk) in manifest.split(file).enumerate() {
-            client.publish(manifest.chunk_topic(n), QoS::AtLeastOnce, true, chunk).await?;
-        }
-        client.publish(manifest.topic(), QoS::AtLeastOnce, true, json).await?;
-        anyhow::Ok(())
-    };
-    let mut answer = None;
+    let mut messages: Vec<(String, bool, Vec<u8>)> =
+        manifest.split(file).enumerate().map(|(n, chunk)| (manifest.chunk_topic(n), true, chunk.to_vec())).collect();
+    messages.push((manifest.topic(), true, json));
     let sha256 = manifest.sha256().to_string();
-    let mut taken = |event: &Event| {
-        // A retained answer is from an earlier push.
-        if let Event::Incoming(Packet::Publish(publish)) = event
-            && !publish.retain
-            && let Ok(value) = serde_json::from_slice::<Value>(&publish.payload)
-            && value.get("sha256").and_then(Value::as_str) == Some(&sha256)
-            && value.get("state").and_then(Value::as_str) != Some("staged")
-        {
-            answer = Some(value);
+    let about = move |answer: &Value| {
+        answer.get("sha256").and_then(Value::as_str) == Some(&sha256) && word(answer, "state") != "staged"
+    };
+    let state = format!("mw/v1/model/{}/state/+", manifest.name());
+    arguments.broker.publish(&state, messages, &about, Duration::from_secs(arguments.wait)).await
+}
+
+/// The broker that carries models and orders.
+#[derive(Debug, Args)]
+pub(super) struct Broker {
+    /// The broker
+    #[arg(long = "broker", value_name = "HOST:PORT", default_value = "127.0.0.1:1883")]
+    address: String,
+    /// MQTT user name; the password is read from the environment variable MILLWRIGHT_PASSWORD
+    #[arg(long)]
+    user: Option<String>,
+}
+
+impl Broker {
+    /// Publishes messages (topic, retained, payload) in order, and waits up to `wait` for the first answer on `state` that is `about` them.
+    pub(super) async fn publish(
+        &self,
+        state: &str,
+        messages: Vec<(String, bool, Vec<u8>)>,
+        about: &dyn Fn(&Value) -> bool,
+        wait: Duration,
+    ) -> anyhow::Result<Option<Value>> {
+        let (client, mut connection) = AsyncClient::new(self.options()?, usize::from(IN_FLIGHT));
+        let count = messages.len();
+        let send = async {
+            client.subscribe(state, QoS::AtLeastOnce).await?;
+            for (topic, retain, payload) in messages {
+                client.publish(topic, QoS::AtLeastOnce, retain, payload).await?;
+            }
+            anyhow::Ok(())
+        };
+        let mut answer = None;
+        let mut taken = |event: &Event| {
+            // A retained answer is from an earlier time.
+            if let Event::Incoming(Packet::Publish(publish)) = event
+                && !publish.retain
+                && let Ok(value) = serde_json::from_slice::<Value>(&publish.payload)
+                && about(&value)
+            {
+                answer = Some(value);
+            }
+            answer.is_some()
+        };
+        let acknowledge = async {
+            let mut acknowledged = 0;
+            while acknowledged < count {
+                let event =
+                    connection.poll().await.with_context(|| format!("the broker {} does not answer", self.address))?;
+                acknowledged += usize::from(matches!(event, Event::Incoming(Packet::PubAck(_))));
+                taken(&event);
+            }
+            anyhow::Ok(())
+        };
+        let published = tokio::time::timeout(PUBLISH, async { tokio::try_join!(send, acknowledge) }).await;
+        published.with_context(|| format!("the broker {} has not taken it within {PUBLISH:?}", self.address))??;
+        let answered = async {
+            while !taken(&connection.poll().await?) {}
+            anyhow::Ok(())
+        };
+        // No answer in time is reported by the caller.
+        let _ = tokio::time::timeout(wait, answered).await;
+        Ok(answer)
+    }
+
+    fn options(&self) -> anyhow::Result<MqttOptions> {
+        let (host, port) = self.address.rsplit_once(':').context("--broker is HOST:PORT")?;
+        let port: u16 = port.parse().context("--broker is HOST:PORT")?;
+        let mut options = MqttOptions::new(format!("millwright-model-{}", std::process::id()), host, port);
+        options.set_inflight(IN_FLIGHT).set_max_packet_size(PACKET_BYTES_MAX, PACKET_BYTES_MAX);
+        if let Some(user) = &self.user {
+            let password =
+                std::env::var("MILLWRIGHT_PASSWORD").context("--user needs MILLWRIGHT_PASSWORD to be set")?;
+            options.set_credentials(user, password);
         }
-        answer.is_some()
-    };
-    let acknowledge = async {
-        let mut acknowledged = 0;
-        while acknowledged < messages {
-            let event =
-                connection.poll().await.with_context(|| format!("the broker {} does not answer", arguments.broker))?;
-            acknowledged += usize::from(matches!(event, Event::Incoming(Packet::PubAck(_))));
-            taken(&event);
-        }
-        anyhow::Ok(())
-    };
-    let published = tokio::time::timeout(PUBLISH, async { tokio::try_join!(send, acknowledge) }).await;
-    published
-        .with_context(|| format!("the broker {} has not taken the model within {PUBLISH:?}", arguments.broker))??;
-    let wait = async {
-        while !taken(&connection.poll().await?) {}
-        anyhow::Ok(())
-    };
-    // No answer in time is reported by the caller.
-    let _ = tokio::time::timeout(Duration::from_secs(arguments.wait), wait).await;
-    Ok(answer)
+        Ok(options)
+    }
 }

@@ -6,6 +6,7 @@ mod corruption;
 mod full;
 mod model;
 mod retained;
+mod stored;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,9 +1,12 @@
 //! What the gateway must not forget: `state.db`.
 //!
 //! Owns the inference cursor, every asset's saved state, the rows being learned from, the installed models and the
-//! outbox of messages not yet published; the only file in this crate that names `rusqlite`. A checkpoint is ONE
+//! outbox of messages not yet published, and ([`versions`]) what became of each pushed model; the only folder of this crate that
+//! names `rusqlite`. A checkpoint is ONE
 //! transaction: what was derived from the log and how far the log was read are never apart. Never holds telemetry
 //! beyond the rows a commissioning still needs.
+
+pub mod versions;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,10 +16,11 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::clock;
 use crate::pipeline::asset::{Changed, SavedAsset};
-use crate::pipeline::fleet::Origin;
+use crate::pipeline::fleet::{Installed, ModelKey, Origin};
+use versions::VersionRow;
 
 /// Version of the tables; a newer one is refused, not touched.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 /// Rows of the outbox handed out at once.
 const OUTBOX_BATCH: usize = 64;
 
@@ -29,6 +33,7 @@ CREATE TABLE IF NOT EXISTS model (sha256 TEXT PRIMARY KEY, name TEXT NOT NULL, v
     origin TEXT NOT NULL, assets TEXT NOT NULL, installed_us INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outbox (number INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL,
     payload BLOB NOT NULL, retain INTEGER NOT NULL, after_offset INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS predecessor (asset TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID;
 ";
 
 /// Why `state.db` cannot be used.
@@ -99,6 +104,8 @@ pub struct AssetRow {
     pub id: String,
     /// Its state.
     pub saved: SavedAsset,
+    /// The model before the one in use.
+    pub previous: Option<ModelKey>,
     /// Rows it is learning from.
     pub rows: Vec<Box<[f32]>>,
 }
@@ -116,6 +123,19 @@ pub struct ModelRow {
     pub origin: Origin,
     /// The assets it is for.
     pub assets: Vec<String>,
+}
+
+impl ModelRow {
+    /// The row of a model that is installed.
+    pub fn of(model: &Installed) -> ModelRow {
+        ModelRow {
+            sha256: model.sha256.clone(),
+            name: model.name.to_string(),
+            version: model.version,
+            origin: model.origin,
+            assets: model.assets.clone(),
+        }
+    }
 }
 
 /// A message that must be published once.
@@ -148,6 +168,10 @@ pub struct Checkpoint {
     pub assets: Vec<Changed>,
     /// Models installed.
     pub models: Vec<ModelRow>,
+    /// Models taken away, by SHA-256.
+    pub withdrawn: Vec<String>,
+    /// What became of pushed models.
+    pub versions: Vec<VersionRow>,
     /// Messages to publish: topic, payload, retain.
     pub outbox: Vec<(String, Vec<u8>, bool)>,
 }
@@ -220,6 +244,12 @@ impl State {
         for model in &checkpoint.models {
             store_model(&transaction, model)?;
         }
+        for sha256 in &checkpoint.withdrawn {
+            forget_model(&transaction, sha256)?;
+        }
+        for row in &checkpoint.versions {
+            versions::store(&transaction, row)?;
+        }
         for (topic, payload, retain) in &checkpoint.outbox {
             transaction
                 .prepare_cached("INSERT INTO outbox (topic, payload, retain, after_offset) VALUES (?1, ?2, ?3, ?4)")?
@@ -249,6 +279,20 @@ impl State {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// Stores a pushed model and what became of its versions, before it is installed.
+    ///
+    /// # Errors
+    /// SQLite fails; nothing of it is stored then.
+    pub fn store_pushed(&self, model: &ModelRow, rows: &[VersionRow]) -> Result<(), StateError> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        store_model(&transaction, model)?;
+        for row in rows {
+            versions::store(&transaction, row)?;
+        }
+        Ok(transaction.commit()?)
+    }
+
     /// Forgets models.
     ///
     /// # Errors
@@ -257,7 +301,7 @@ impl State {
         let mut connection = self.lock();
         let transaction = connection.transaction()?;
         for sha256 in sha256 {
-            transaction.prepare_cached("DELETE FROM model WHERE sha256 = ?1")?.execute([sha256])?;
+            forget_model(&transaction, sha256)?;
         }
         Ok(transaction.commit()?)
     }
@@ -299,6 +343,7 @@ fn open_checked(path: &Path) -> Result<Connection, StateError> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.execute_batch(SCHEMA)?;
+    versions::create(&connection, found)?;
     connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     Ok(connection)
 }
@@ -337,13 +382,18 @@ fn set_meta(transaction: &Transaction<'_>, key: &str, value: impl rusqlite::ToSq
 }
 
 fn load_assets(connection: &Connection) -> Result<Vec<AssetRow>, StateError> {
-    let mut statement = connection.prepare("SELECT id, saved FROM asset ORDER BY id")?;
-    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+    let mut statement = connection.prepare(
+        "SELECT id, saved, predecessor.sha256 FROM asset LEFT JOIN predecessor ON predecessor.asset = asset.id ORDER BY id",
+    )?;
+    let rows = statement.query_map([], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, Option<String>>(2)?))
+    })?;
     let mut assets = Vec::new();
     for row in rows {
-        let (id, saved) = row?;
+        let (id, saved, previous) = row?;
+        let previous = previous.map(|sha256| ModelKey { sha256 });
         match postcard::from_bytes(&saved) {
-            Ok(saved) => assets.push(AssetRow { rows: load_learning_rows(connection, &id)?, id, saved }),
+            Ok(saved) => assets.push(AssetRow { rows: load_learning_rows(connection, &id)?, id, saved, previous }),
             Err(error) => tracing::error!(asset = id, %error, "its saved state cannot be read: it learns anew"),
         }
     }
@@ -385,6 +435,14 @@ fn store_asset(transaction: &Transaction<'_>, changed: &Changed) -> Result<(), S
     transaction
         .prepare_cached("INSERT INTO asset (id, saved) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET saved = ?2")?
         .execute(params![id, saved])?;
+    match &changed.previous {
+        Some(key) => transaction
+            .prepare_cached(
+                "INSERT INTO predecessor (asset, sha256) VALUES (?1, ?2) ON CONFLICT (asset) DO UPDATE SET sha256 = ?2",
+            )?
+            .execute(params![id, key.sha256])?,
+        None => transaction.prepare_cached("DELETE FROM predecessor WHERE asset = ?1")?.execute([id])?,
+    };
     let (first, rows) = &changed.new_rows;
     if *first == 0 {
         // Learning is over, or began anew.
@@ -396,6 +454,11 @@ fn store_asset(transaction: &Transaction<'_>, changed: &Changed) -> Result<(), S
             .prepare_cached("INSERT INTO learning_rows (asset, first, rows) VALUES (?1, ?2, ?3)")?
             .execute(params![id, *first as i64, rows])?;
     }
+    Ok(())
+}
+
+fn forget_model(transaction: &Transaction<'_>, sha256: &str) -> Result<(), rusqlite::Error> {
+    transaction.prepare_cached("DELETE FROM model WHERE sha256 = ?1")?.execute([sha256])?;
     Ok(())
 }
 

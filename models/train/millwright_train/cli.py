@@ -38,7 +38,9 @@ def _parser():
     worked = commands.add_parser("examples", help="train the worked examples of one library on the history beside them")
     worked.add_argument("--library", required=True, choices=["sklearn", "torch", "keras"])
     worked.add_argument("--kind", action="append", default=[], help="only this kind; may be given several times")
-    worked.add_argument("--history", type=pathlib.Path, required=True, metavar="DIR", help="folder of the two histories")
+    worked.add_argument(
+        "--history", type=pathlib.Path, required=True, metavar="DIR", help="folder of the two histories"
+    )
     worked.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
     worked.set_defaults(run=_examples)
     return parser
@@ -59,9 +61,13 @@ def _train_parser(commands):
     train.add_argument("--samples", type=int, default=training.SAMPLES, help="rows per window")
     train.add_argument("--stride", type=int, help="rows between windows to train on")
     train.add_argument("--features", metavar="A,B,…", help=f"of {', '.join(features.FEATURES)}; default by kind")
-    train.add_argument("--margin", type=float, help="threshold over the highest held-back healthy score; default by kind")
+    train.add_argument(
+        "--margin", type=float, help="threshold over the highest held-back healthy score; default by kind"
+    )
     train.add_argument("--trees", choices=["native", "gemm"], default="native", help="how trees are written")
-    train.add_argument("--assets", action="append", default=[], metavar="PATTERN", help="assets the packed model is for")
+    train.add_argument(
+        "--assets", action="append", default=[], metavar="PATTERN", help="assets the packed model is for"
+    )
     train.add_argument("--millwright", metavar="PROGRAM", help="the gateway's program; default $MILLWRIGHT, then PATH")
     train.add_argument("--no-pack", action="store_true", help="do not ask the gateway's engine")
     train.set_defaults(run=_train)

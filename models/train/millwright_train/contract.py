@@ -65,7 +65,9 @@ def check(contract):
                 raise TrainError(f"`{label[:40]}`: names and units are 1 to {LABEL_BYTES_MAX} bytes of printable text")
     values = contract.samples * len(contract.channels)
     if not 1 <= contract.samples <= SAMPLES_MAX or values > WINDOW_VALUES_MAX:
-        raise TrainError(f"{contract.samples} samples of {len(contract.channels)} channels are more than a window may hold")
+        raise TrainError(
+            f"{contract.samples} samples of {len(contract.channels)} channels are more than a window may hold"
+        )
     if len(contract.golden) > GOLDEN_MAX:
         raise TrainError(f"{len(contract.golden)} golden vectors, at most {GOLDEN_MAX} are read")
 
@@ -90,7 +92,9 @@ def entries(contract):
     }
     for key, value in found.items():
         if value is not None and len(value.encode()) > VALUE_BYTES_MAX:
-            raise TrainError(f"the metadata `{PREFIX}{key}` has {len(value.encode())} bytes, at most {VALUE_BYTES_MAX} are read")
+            raise TrainError(
+                f"the metadata `{PREFIX}{key}` has {len(value.encode())} bytes, at most {VALUE_BYTES_MAX} are read"
+            )
     return {PREFIX + key: value for key, value in _without_none(found).items()}
 
 
@@ -105,7 +109,9 @@ def write(model, contract):
 
 def read(model):
     """The contract of a model that `write` has written."""
-    found = {entry.key.removeprefix(PREFIX): entry.value for entry in model.metadata_props if entry.key.startswith(PREFIX)}
+    found = {
+        entry.key.removeprefix(PREFIX): entry.value for entry in model.metadata_props if entry.key.startswith(PREFIX)
+    }
     missing = [key for key in ("contract", "name", "version", "channels", "samples") if key not in found]
     if missing:
         raise TrainError(f"the model's metadata lacks `{PREFIX}{missing[0]}`; export it with millwright-train")
@@ -136,7 +142,9 @@ def short_list(values):
 
 def _golden(vector):
     contribution = None if vector.contribution is None else short_list(vector.contribution)
-    return _without_none({"window": short_list(vector.window), "score": short(vector.score), "contribution": contribution})
+    return _without_none(
+        {"window": short_list(vector.window), "score": short(vector.score), "contribution": contribution}
+    )
 
 
 def _read_golden(vector, samples, channels):

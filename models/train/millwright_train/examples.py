@@ -41,14 +41,17 @@ def make(kind, folder):
     if kind.supervised:
         _, labelled = windows.split(labelled)
     score = trained.scale.score(trained.model.raw(labelled.values))
-    shares = [f"{label} {100 * (score[labelled.labels == label] >= 1).mean():.0f} %" for label in sorted(set(labelled.labels))]
-    return Example(trained, training.record(trained, labelled.values[_recorded(labelled.labels)]), "alarms: " + ", ".join(shares))
+    shares = [
+        f"{label} {100 * (score[labelled.labels == label] >= 1).mean():.0f} %" for label in sorted(set(labelled.labels))
+    ]
+    return Example(
+        trained, training.record(trained, labelled.values[_recorded(labelled.labels)]), "alarms: " + ", ".join(shares)
+    )
 
 
 def _recorded(labels):
     """Evenly spaced rows, half of them healthy."""
     healthy = np.flatnonzero(labels == "normal")
     faulty = np.flatnonzero(labels != "normal")
-    half = RECORDED // 2
-    pick = lambda rows: rows[np.linspace(0, len(rows) - 1, half).astype(int)]
-    return np.sort(np.concatenate([pick(healthy), pick(faulty)]))
+    spaced = [rows[np.linspace(0, len(rows) - 1, RECORDED // 2).astype(int)] for rows in (healthy, faulty)]
+    return np.sort(np.concatenate(spaced))

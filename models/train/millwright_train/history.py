@@ -160,7 +160,9 @@ def _long(table, times, channels, asset):
 def _history(path, channels, times, values, labels):
     complete = np.isfinite(values).all(axis=1)
     if complete.sum() < 2:
-        raise HistoryError(f"{path}: fewer than two rows have a value of every channel; leave out empty channels with --channels")
+        raise HistoryError(
+            f"{path}: fewer than two rows have a value of every channel; leave out empty channels with --channels"
+        )
     # The interval is a matter of the clock, not of which values are missing.
     interval_us = float(np.median(np.diff(times)))
     times, values = times[complete], values[complete]
@@ -275,7 +277,9 @@ def _read_csv(path):
 def _csv_table(path, reader, separator):
     names = [name.strip() for name in next(reader, [])]
     if len(names) < 2:
-        raise HistoryError(f"{path}, line 1: a header with a time and at least one channel is expected, separated by commas")
+        raise HistoryError(
+            f"{path}, line 1: a header with a time and at least one channel is expected, separated by commas"
+        )
     columns = [[] for _ in names]
     # German and French exports separate by semicolons, since the comma is in their numbers.
     decimal_comma = separator == ";"
@@ -297,7 +301,9 @@ def _read_parquet(path):
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise HistoryError(f"{path}: Parquet needs pyarrow; install `millwright-train[parquet]` or export CSV") from error
+        raise HistoryError(
+            f"{path}: Parquet needs pyarrow; install `millwright-train[parquet]` or export CSV"
+        ) from error
     try:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:

@@ -55,9 +55,16 @@ KINDS = {
         _sklearn("linear-regression", "detectors", "LinearRegressionModel", "every channel from the other channels"),
         _sklearn("mlp", "detectors", "MlpModel", "perceptron with a bottleneck"),
         _sklearn("isolation-forest", "trees", "IsolationForestModel", "isolation forest", trees=True),
-        _sklearn("random-forest", "trees", "RandomForestModel", "labelled states, random forest", trees=True, supervised=True),
         _sklearn(
-            "gradient-boosting", "trees", "GradientBoostingModel", "labelled states, boosted trees", trees=True, supervised=True
+            "random-forest", "trees", "RandomForestModel", "labelled states, random forest", trees=True, supervised=True
+        ),
+        _sklearn(
+            "gradient-boosting",
+            "trees",
+            "GradientBoostingModel",
+            "labelled states, boosted trees",
+            trees=True,
+            supervised=True,
         ),
         _torch("torch-dense", "DenseModel", "dense autoencoder"),
         _torch("torch-conv", "ConvModel", "convolutional autoencoder"),

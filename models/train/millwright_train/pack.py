@@ -21,7 +21,9 @@ def program(named=None):
         return shutil.which("millwright")
     found = shutil.which(named)
     if found is None:
-        raise TrainError(f"`{named}` is no program; name the gateway's with --millwright or the environment variable MILLWRIGHT")
+        raise TrainError(
+            f"`{named}` is no program; name the gateway's with --millwright or the environment variable MILLWRIGHT"
+        )
     return found
 
 

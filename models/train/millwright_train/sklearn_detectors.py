@@ -78,7 +78,9 @@ class FeatureModel:
             return graph.standardise(values, self.scaler.mean_, self.scaler.scale_)
         scaler, pca = self.scaler[0], self.scaler[1]
         matrix = pca.components_.T / np.sqrt(pca.explained_variance_)
-        return graph.affine(graph.standardise(values, scaler.mean_, scaler.scale_), matrix, -(pca.mean_ @ matrix)[None, :])
+        return graph.affine(
+            graph.standardise(values, scaler.mean_, scaler.scale_), matrix, -(pca.mean_ @ matrix)[None, :]
+        )
 
     def squares(self, windows):
         """What each channel added to the square of `raw`, or `None` when the model cannot say."""
@@ -119,7 +121,9 @@ class PcaModel(WhiteningModel):
         z = self.fit_features(windows)
         self.pca.fit(z)
         if self.pca.n_components_ >= z.shape[1]:
-            raise TrainError("the features are not correlated, so that PCA keeps all of them and Q is 0; train `mahalanobis`")
+            raise TrainError(
+                "the features are not correlated, so that PCA keeps all of them and Q is 0; train `mahalanobis`"
+            )
         scores = self.pca.transform(z)
         t2 = (scores**2 / self.pca.explained_variance_).sum(axis=1)
         q = ((z - self.pca.inverse_transform(scores)) ** 2).sum(axis=1)

@@ -100,9 +100,13 @@ class ClassifierModel(TreeModel):
         classes = sorted(set(labels))
         if normal not in classes:
             known = ", ".join(f"`{name}`" for name in classes)
-            raise TrainError(f"no training window is labelled `{normal}`, the labels are {known}; name it with --normal-label")
+            raise TrainError(
+                f"no training window is labelled `{normal}`, the labels are {known}; name it with --normal-label"
+            )
         if len(classes) < 2:
-            raise TrainError(f"all training windows are labelled `{normal}`; without a fault train an unsupervised kind")
+            raise TrainError(
+                f"all training windows are labelled `{normal}`; without a fault train an unsupervised kind"
+            )
         self.classifier.fit(self.fit_features(windows), labels)
         self.normal = list(self.classifier.classes_).index(normal)
         return self

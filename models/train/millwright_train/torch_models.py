@@ -159,7 +159,9 @@ class Convolutions(nn.Module):
             nn.Conv1d(channels, 12, 5, stride=2, padding=2), nn.ReLU(), nn.Conv1d(12, 2, 5, stride=2, padding=2)
         )
         self.decode = nn.Sequential(
-            nn.ConvTranspose1d(2, 12, 4, stride=2, padding=1), nn.ReLU(), nn.ConvTranspose1d(12, channels, 4, stride=2, padding=1)
+            nn.ConvTranspose1d(2, 12, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose1d(12, channels, 4, stride=2, padding=1),
         )
 
     def forward(self, z):

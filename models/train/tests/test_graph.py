@@ -19,7 +19,9 @@ def run(graph, value, windows):
 
 @pytest.fixture
 def windows():
-    return np.random.default_rng(5).normal((30.0, 4.0, -2.0), (3.0, 0.1, 1.0), (40, SAMPLES, CHANNELS)).astype(np.float32)
+    return (
+        np.random.default_rng(5).normal((30.0, 4.0, -2.0), (3.0, 0.1, 1.0), (40, SAMPLES, CHANNELS)).astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize("name", features.FEATURES)
@@ -59,7 +61,13 @@ def test_the_log_of_kernels_goes_on_where_their_sum_is_zero(windows):
     far = np.concatenate([windows, windows + 100.0]).astype(np.float32)
     graph = Graph("test", SAMPLES, CHANNELS)
     value = graph.log_rbf(features.graph_extract(graph, frame, ["last"]), vectors, 0.3, weights)
-    found = run(graph, graph.op("Expand", graph.op("Reshape", value, graph.constant([-1, 1], np.int64)), graph.constant([1, 3], np.int64)), far)
+    found = run(
+        graph,
+        graph.op(
+            "Expand", graph.op("Reshape", value, graph.constant([-1, 1], np.int64)), graph.constant([1, 3], np.int64)
+        ),
+        far,
+    )
     distance = ((far[:, -1, None, :].astype(np.float64) - vectors) ** 2).sum(axis=2)
     wanted = np.logaddexp.reduce(-0.3 * distance + np.log(weights), axis=1)
     assert (np.abs(found[:, 0] - wanted) / np.abs(wanted)).max() < 1e-6 and wanted.min() < -1e4

@@ -8,7 +8,9 @@ from millwright_train.history import HistoryError
 
 
 def write(path, header, rows, separator=","):
-    path.write_text("\n".join([header, *(separator.join(str(cell) for cell in row) for row in rows)]) + "\n", encoding="utf-8")
+    path.write_text(
+        "\n".join([header, *(separator.join(str(cell) for cell in row) for row in rows)]) + "\n", encoding="utf-8"
+    )
     return path
 
 
@@ -72,7 +74,15 @@ def test_no_parquet(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "time", ["1772431200", "1772431200000", "1772431200000000", "1772431200000000000", "2026-03-02 06:00:00", "2026-03-02T07:00:00+01:00"]
+    "time",
+    [
+        "1772431200",
+        "1772431200000",
+        "1772431200000000",
+        "1772431200000000000",
+        "2026-03-02 06:00:00",
+        "2026-03-02T07:00:00+01:00",
+    ],
 )
 def test_times_as_historians_write_them(tmp_path, time):
     # Seconds to nanoseconds, with and without an offset: all the same moment.
@@ -96,7 +106,9 @@ def test_refusals_name_the_line_and_the_remedy(tmp_path, rows):
     header = "time,flow,pressure"
     bad = list(rows)
     bad[3] = (rows[3][0], "n.a", 4.0)
-    assert "line 5: `n.a` in column `flow` is no number; correct it or leave it empty" in refused(write(tmp_path / "a.csv", header, bad))
+    assert "line 5: `n.a` in column `flow` is no number; correct it or leave it empty" in refused(
+        write(tmp_path / "a.csv", header, bad)
+    )
     bad[3] = ("yesterday", 30.0, 4.0)
     assert "line 5: `yesterday` is no time; write it as" in refused(write(tmp_path / "a.csv", header, bad))
     bad[3] = rows[2]
@@ -104,7 +116,9 @@ def test_refusals_name_the_line_and_the_remedy(tmp_path, rows):
     bad[3] = (rows[3][0], 30.0)
     assert "line 5: 2 cells, but the header has 3 columns" in refused(write(tmp_path / "a.csv", header, bad))
     assert "none of the columns" in refused(write(tmp_path / "a.csv", "a,flow,pressure", rows))
-    assert "no channel `speed`; it holds `flow`, `pressure`" in refused(write(tmp_path / "a.csv", header, rows), channels=["speed"])
+    assert "no channel `speed`; it holds `flow`, `pressure`" in refused(
+        write(tmp_path / "a.csv", header, rows), channels=["speed"]
+    )
     assert "no label column `state`" in refused(tmp_path / "a.csv", label="state")
     assert "`flow` is there twice" in refused(write(tmp_path / "a.csv", "time,flow,flow", rows))
     assert "neither CSV nor Parquet" in refused(write(tmp_path / "a.xlsx", header, rows))

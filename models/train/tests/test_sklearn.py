@@ -102,7 +102,19 @@ def test_the_command_reports_and_fails_as_it_says(tmp_path, capsys):
 def test_the_gateway_packs_what_it_can_run(tmp_path, millwright, capsys):
     # The packed model is what the gateway reads: name, channels, units, normals and golden vectors.
     data = ROOT / "history" / "pump.csv"
-    command = ["train", "--kind", "mahalanobis", "--data", str(data), "--name", "pump-a", "--version", "2", "--out", str(tmp_path)]
+    command = [
+        "train",
+        "--kind",
+        "mahalanobis",
+        "--data",
+        str(data),
+        "--name",
+        "pump-a",
+        "--version",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
     assert cli.main([*command, "--unit", "temperature=°C", "--assets", "pump-*", "--millwright", millwright]) == 0
     assert "pump-a v2" in capsys.readouterr().out and (tmp_path / "pump-a-2.manifest.json").is_file()
     path = tmp_path / "pump-a-2.onnx"

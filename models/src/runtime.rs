@@ -1,6 +1,6 @@
 //! Loads a model file and runs it.
 //!
-//! Owns the order of the checks; the engine, tract, is named in `engine` alone. A file is bounded by arithmetic (`inspect`), read against its
+//! Owns the order of the checks; the engine, tract, is named in `engine` and `ops` alone. A file is bounded by arithmetic (`inspect`), read against its
 //! contract (`contract`, `interface`), loaded, tried on made-up windows and on its golden vectors; only then is there a
 //! [`Model`]. Never touches files or the network; never lets a panic of the engine out.
 //!
@@ -12,6 +12,7 @@
 
 mod engine;
 mod error;
+mod ops;
 
 use std::fmt;
 

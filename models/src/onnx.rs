@@ -112,22 +112,31 @@ pub struct AttributeProto {
     /// An integer; written even when it is 0, because checkers want one value per attribute.
     #[prost(int64, optional, tag = "3")]
     pub i: Option<i64>,
+    /// Text.
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub s: Option<Vec<u8>>,
     /// A tensor.
     #[prost(message, optional, tag = "5")]
     pub t: Option<TensorProto>,
     /// A graph, of `If` or `Scan`.
     #[prost(message, optional, tag = "6")]
     pub g: Option<GraphProto>,
+    /// Floats.
+    #[prost(float, repeated, tag = "7")]
+    pub floats: Vec<f32>,
     /// Integers.
     #[prost(int64, repeated, tag = "8")]
     pub ints: Vec<i64>,
+    /// Texts.
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    pub strings: Vec<Vec<u8>>,
     /// Tensors.
     #[prost(message, repeated, tag = "10")]
     pub tensors: Vec<TensorProto>,
     /// Graphs.
     #[prost(message, repeated, tag = "11")]
     pub graphs: Vec<GraphProto>,
-    /// Which field is meant: 2 an integer, 7 integers.
+    /// Which field is meant: 2 an integer, 3 text, 6 floats, 7 integers, 8 texts.
     #[prost(int32, tag = "20")]
     pub r#type: i32,
 }

@@ -1,6 +1,7 @@
 //! Loads a model file and runs it.
 //!
-//! Owns the order of the checks; the engine, tract, is named in `engine` alone, and what a graph gives becomes a score in `output`. A file is bounded by arithmetic (`inspect`), read against its
+//! Owns the order of the checks; the engine, tract, is named in `engine` and `ops` alone, and what a graph gives becomes a score in
+//! `output`. A file is bounded by arithmetic (`inspect`), read against its
 //! contract (`contract`, `interface`), loaded, tried on made-up windows and on its golden vectors; only then is there a
 //! [`Model`]. Never touches files or the network; never lets a panic of the engine out.
 //!
@@ -12,6 +13,7 @@
 
 mod engine;
 mod error;
+mod ops;
 mod output;
 
 use std::fmt;

@@ -321,7 +321,7 @@ proptest! {
         const OPERATORS: [&str; 40] = ["Add", "Gemm", "Conv", "MatMul", "Concat", "Split", "Slice", "Gather", "Reshape", "Transpose",
             "Squeeze", "Unsqueeze", "Pad", "Resize", "TopK", "Softmax", "LayerNormalization", "LSTM", "GRU", "RNN", "Scan", "If", "Loop",
             "OneHot", "Einsum", "Range", "Tile", "Expand", "Where", "Cast", "ArgMax", "CumSum", "Clip", "BatchNormalization",
-            "MaxPool", "TreeEnsembleClassifier", "LinearClassifier", "Normalizer", "NonZero", "ScatterND"];
+            "MaxPool", "TreeEnsembleClassifier", "Scaler", "Normalizer", "NonZero", "ScatterND"];
         let operator = if known % 2 == 0 { OPERATORS[known] } else { &op };
         let mut file = File::new();
         file.graph.name = operator.to_owned();

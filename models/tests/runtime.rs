@@ -130,14 +130,14 @@ fn contributions_of_the_graph_are_used_and_never_negative() {
 
 #[test]
 fn an_operator_that_is_missing_is_named_with_its_remedy() {
-    // A scaler in the path of the score is refused by name; a ZipMap that only labels need is left out.
+    // A kernel machine in the path of the score is refused by name; a ZipMap that only labels need is left out.
     let mut file = File::new();
-    file.node("Scaler", &["window"], "scaled", vec![])
+    file.node("SVMRegressor", &["window"], "scaled", vec![])
         .node("ReduceMax", &["scaled"], "score", vec![ints("axes", &[1, 2]), int("keepdims", 0)])
         .output("score", &["batch"]);
     let error = load(&file).unwrap_err();
-    assert!(matches!(&error, LoadError::UnsupportedOperator { operator, .. } if operator == "Scaler"), "{error}");
-    assert!(error.to_string().contains("Sub and Mul"), "{error}");
+    assert!(matches!(&error, LoadError::UnsupportedOperator { operator, .. } if operator == "SVMRegressor"), "{error}");
+    assert!(error.to_string().contains("MatMul, Exp"), "{error}");
 
     let mut file = File::largest_distance();
     file.node("ZipMap", &["distance"], "labels", vec![]).output("labels", &["batch"]);

@@ -27,7 +27,7 @@ fn config(models: &str) -> String {
     format!("{COMMISSIONING}{MODELS}{models}")
 }
 
-/// A gateway that scores a machine with the normal it has learned, and the machine's telemetry, about 1,000 rows a second.
+/// A gateway that scores a machine with the normal it has learned, and the machine's telemetry, about 300 rows a second.
 struct Plant {
     dir: tempfile::TempDir,
     gateway: Option<Gateway>,
@@ -40,9 +40,13 @@ struct Plant {
 
 impl Plant {
     fn start(config: &str) -> Plant {
+        Plant::with_rows(config, 60_000)
+    }
+
+    fn with_rows(config: &str, rows: usize) -> Plant {
         let dir = tempfile::tempdir().unwrap();
         let gateway = Gateway::start(PROGRAM, dir.path(), config).unwrap();
-        let machine = Recording::of("pump-1", MachineKind::Pump, 11, 60_000, None);
+        let machine = Recording::of("pump-1", MachineKind::Pump, 11, rows, None);
         let recording = machine.clone();
         let publisher = Publisher::start("plc", &machine.topic(), 64, move |row| recording.frame(row));
         publisher.progress.set_gateway(Some(gateway.mqtt));
@@ -50,10 +54,10 @@ impl Plant {
         let (feeding, still) = (Arc::clone(&publisher), Arc::clone(&flowing));
         let flow = std::thread::spawn(move || {
             let mut until = 0;
-            while still.load(Ordering::SeqCst) && until < 60_000 {
+            while still.load(Ordering::SeqCst) && until + 3 < rows {
                 // Never far ahead of what is acknowledged, so that the rows last.
                 if feeding.progress.acknowledged() + 200 > until {
-                    until += 10;
+                    until += 3;
                     feeding.progress.allow(until);
                 }
                 std::thread::sleep(Duration::from_millis(10));
@@ -399,8 +403,8 @@ fn only_trusted_keys_move_models() {
 // Whenever the gateway is killed while models come and go, it comes back with a model that scores.
 #[test]
 fn kills_during_updates_leave_a_running_model() {
-    let mut plant = Plant::start(&config("shadow_s = 1\ntrial_s = 1\n"));
     let rounds = crash_rounds(6);
+    let mut plant = Plant::with_rows(&config("shadow_s = 1\ntrial_s = 1\n"), 20_000 + 5_000 * rounds);
     let mut versions = std::collections::BTreeMap::new();
     for round in 0..rounds {
         let version = 10 + round as u64;

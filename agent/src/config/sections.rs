@@ -220,7 +220,7 @@ fn models(s: &mut Section<'_, '_>) -> ModelsSection {
     let load_s_max = s.integer("load_s", 60_u64, 1..=600);
     let example = "[\"ed25519:…\"]";
     let keys =
-        s.list("trusted_keys", "public keys, as `millwright model keygen` prints them", example).unwrap_or_default();
+        s.list("trusted_keys", "public keys, as millwright model keygen prints them", example).unwrap_or_default();
     if keys.len() > TRUSTED_KEYS_MAX {
         s.mistake(
             "trusted_keys",

@@ -1,4 +1,4 @@
-//! The inference engine: the only file that names tract.
+//! The inference engine: with `ops`, the only place that names tract.
 //!
 //! Owns decoding a file for the engine, the ways of loading it, running a plan, and turning the engine's errors and panics into
 //! ours. Never decides whether a model is good: `runtime` does.
@@ -6,6 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use tract_onnx::Onnx;
 use tract_onnx::pb;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::{ensure, format_err};
@@ -14,7 +15,7 @@ use tract_onnx::tract_hir::infer::InferenceModel;
 use tract_onnx::tract_hir::internal::Framework;
 
 use super::output::Outputs;
-use super::{LoadError, LoadLimits, RUN_ROWS_MAX, RunError};
+use super::{LoadError, LoadLimits, RUN_ROWS_MAX, RunError, ops};
 use crate::inspect::node_label;
 use crate::interface::{Interface, Output};
 use crate::onnx::GraphProto;
@@ -111,6 +112,14 @@ fn append(output: Option<&TValue>, rows: usize, expected: &Output, out: &mut Vec
     Ok(())
 }
 
+/// tract's ONNX reader with our operators.
+fn onnx() -> Onnx {
+    let mut onnx =
+        tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true).with_ignore_output_types(true);
+    ops::register(&mut onnx);
+    onnx
+}
+
 /// One way of loading; also says how many windows a run may hold.
 fn build(
     proto: &pb::ModelProto,
@@ -119,9 +128,7 @@ fn build(
     limits: &LoadLimits,
 ) -> Result<(Arc<TypedRunnableModel>, usize), LoadError> {
     let engine = |e: TractError| LoadError::Engine { reason: words(&e) };
-    let onnx =
-        tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true).with_ignore_output_types(true);
-    let mut model: InferenceModel = onnx.model_for_proto_model(proto).map_err(engine)?;
+    let mut model: InferenceModel = onnx().model_for_proto_model(proto).map_err(engine)?;
     let symbol = model.symbols.sym("batch");
     let batch: TDim = if way.any_batch { symbol.clone().into() } else { 1.into() };
     let shape: TVec<TDim> = std::iter::once(batch).chain(interface.row_shape.iter().map(|&d| d.into())).collect();
@@ -169,6 +176,10 @@ fn decode(bytes: &[u8], interface: &Interface) -> Result<pb::ModelProto, LoadErr
     let graph = proto.graph.as_mut().ok_or_else(|| broken("it holds no graph"))?;
     let mut needed = interface.needed.iter().copied();
     graph.node.retain(|_| needed.next().unwrap_or(false));
+    // Errors name the node; one without a name is called by what it makes, as the engine does.
+    for node in graph.node.iter_mut().filter(|node| node.name.is_empty()) {
+        node.name = node.output.iter().find(|output| !output.is_empty()).cloned().unwrap_or_default();
+    }
     let constants: std::collections::HashSet<String> = graph.initializer.iter().map(|t| t.name.clone()).collect();
     graph.input.retain(|input| input.name == interface.input || constants.contains(&input.name));
     let by_name = |name: &&str| graph.output.iter().find(|output| output.name == **name).cloned();
@@ -197,7 +208,7 @@ fn strip_shapes(graph: &mut pb::GraphProto) {
 
 /// Names the first operator that the engine lacks, before it is asked.
 pub(super) fn check_operators(graph: &GraphProto, interface: &Interface) -> Result<(), LoadError> {
-    let known = tract_onnx::onnx().op_register;
+    let known = onnx().op_register;
     let mut open: Vec<_> =
         graph.node.iter().zip(&interface.needed).filter(|(_, needed)| **needed).map(|(n, _)| n).collect();
     open.reverse();
@@ -215,10 +226,8 @@ pub(super) fn check_operators(graph: &GraphProto, interface: &Interface) -> Resu
 fn remedy(operator: &str) -> &'static str {
     match operator {
         "ZipMap" => "export with `zipmap=False` (skl2onnx), so that probabilities are a plain tensor",
-        "Scaler" => "replace the scaler by Sub and Mul; the result is the same",
-        "TreeEnsembleRegressor" | "LabelEncoder" => {
-            "rewrite the trees as Gather, LessOrEqual and MatMul (a GEMM graph)"
-        }
+        "TreeEnsemble" => "export the trees with ai.onnx.ml operator set 3, as TreeEnsembleRegressor or -Classifier",
+        "LabelEncoder" => "export numbers instead of labels, or replace it by Gather",
         "SVMRegressor" | "SVMClassifier" => "rewrite the kernel as MatMul, Exp and ReduceSum",
         "Loop" => "export an unrolled layer, or train the GRU or LSTM in PyTorch",
         _ => "rewrite it with standard ONNX operators and export again",

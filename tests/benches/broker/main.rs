@@ -12,8 +12,11 @@ mod latency;
 mod load;
 mod packet;
 mod peers;
+#[path = "../process.rs"]
 mod process;
 mod scenario;
+mod spent;
+#[path = "../table.rs"]
 mod table;
 
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -26,7 +29,8 @@ use clap::Parser;
 use load::Limit;
 use peers::Kind;
 use scenario::{Metric, Sample, Scenario, Work};
-use table::{Figure, Spent, median};
+use spent::Spent;
+use table::{Figure, median};
 
 /// Runs of `--quick`, which shows that the benchmark works and measures nothing.
 const QUICK: Limit = Limit { time: Duration::from_millis(200), messages: 2_000 };
@@ -97,7 +101,7 @@ fn main() -> anyhow::Result<ExitCode> {
         spent.extend(peer_name.map(|name| summary(scenario, name, &theirs)));
     }
     println!("{}", table::figures(&figures));
-    println!("What a message cost (medians; messages/s: least and most of the runs):\n\n{}", table::spent(&spent));
+    println!("What a message cost (medians; messages/s: least and most of the runs):\n\n{}", spent::table(&spent));
     println!("at the end: {}", condition()?);
     if broken > 0 {
         println!("\nThe gateway lost, repeated or reordered {broken} messages that it must not.");

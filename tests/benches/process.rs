@@ -59,6 +59,12 @@ pub(crate) fn peak_rss_kib(pid: u32) -> Option<u64> {
     field(&format!("/proc/{pid}/status"), "VmHWM:")
 }
 
+/// The memory that this process has resident.
+#[allow(dead_code, reason = "what only the models' benchmark measures")]
+pub(crate) fn rss_kib() -> Option<u64> {
+    field("/proc/self/status", "VmRSS:")
+}
+
 /// Processor time of the calling thread in nanoseconds; 0 where the system does not say.
 pub(crate) fn thread_cpu_ns() -> u64 {
     schedstat("/proc/thread-self").unwrap_or(0)

@@ -1,4 +1,4 @@
-//! The figures as two tables: what was promised and whether it is met, and what it cost.
+//! The figures of a benchmark as a table: what was promised and whether it is met.
 //!
 //! Every cell is the median of the runs. A target that is missed is printed, never an error.
 
@@ -20,23 +20,6 @@ pub(crate) struct Figure {
     pub(crate) ours: Option<f64>,
     pub(crate) peer: Option<f64>,
     pub(crate) target: Option<Target>,
-}
-
-/// What a broker spent in a scenario, for each message.
-#[derive(Debug)]
-pub(crate) struct Spent {
-    pub(crate) scenario: String,
-    pub(crate) broker: String,
-    /// Lowest, middle and highest of the runs.
-    pub(crate) rates: Vec<f64>,
-    pub(crate) cpu_us: Option<f64>,
-    pub(crate) switches: Option<f64>,
-    pub(crate) generator_us: Option<f64>,
-    pub(crate) messages_per_commit: Option<f64>,
-    pub(crate) commits_per_s: Option<f64>,
-    pub(crate) written_per_byte: Option<f64>,
-    pub(crate) rss_mib: Option<f64>,
-    pub(crate) missing_percent: Option<f64>,
 }
 
 /// Runs where a figure is missing do not count; none if it always is.
@@ -76,53 +59,14 @@ impl Figure {
     }
 }
 
-impl Spent {
-    fn cells(&self) -> [String; 11] {
-        let spread = match (self.rates.iter().copied().reduce(f64::min), self.rates.iter().copied().reduce(f64::max)) {
-            (Some(least), Some(most)) => format!("{} – {}", number(Some(least)), number(Some(most))),
-            _ => String::new(),
-        };
-        [
-            self.scenario.clone(),
-            self.broker.clone(),
-            spread,
-            number(self.cpu_us),
-            number(self.switches),
-            number(self.generator_us),
-            number(self.commits_per_s),
-            number(self.messages_per_commit),
-            number(self.written_per_byte),
-            number(self.rss_mib),
-            number(self.missing_percent),
-        ]
-    }
-}
-
 /// The figures and their targets, as a Markdown table.
 pub(crate) fn figures(figures: &[Figure]) -> String {
     let head = ["scenario", "figure", "gateway", "peer", "ratio", "target", "met"];
     markdown(&head, &figures.iter().map(Figure::cells).collect::<Vec<_>>())
 }
 
-/// What it cost, as a Markdown table.
-pub(crate) fn spent(spent: &[Spent]) -> String {
-    let head = [
-        "scenario",
-        "who",
-        "messages/s",
-        "CPU µs",
-        "switches",
-        "generator µs",
-        "commits/s",
-        "messages/commit",
-        "disk bytes/byte",
-        "RSS MiB",
-        "missing %",
-    ];
-    markdown(&head, &spent.iter().map(Spent::cells).collect::<Vec<_>>())
-}
-
-fn number(value: Option<f64>) -> String {
+/// Three digits are enough.
+pub(crate) fn number(value: Option<f64>) -> String {
     match value {
         None => "–".to_owned(),
         Some(value) if value >= 1_000.0 => thousands(value.round() as u64),
@@ -136,7 +80,8 @@ fn thousands(value: u64) -> String {
     if value < 1_000 { value.to_string() } else { format!("{},{:03}", thousands(value / 1_000), value % 1_000) }
 }
 
-fn markdown<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {
+/// A table whose columns line up.
+pub(crate) fn markdown<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([head[column].chars().count()]).max().unwrap_or(0)

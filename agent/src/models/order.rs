@@ -1,4 +1,4 @@
-//! Orders of operators about models, on `mw/v1/gateway/<gateway>/command`.
+//! Orders of operators about models, on `mw/v1/gateway/<gateway>/command`, published at QoS 1.
 //!
 //! Owns their form and whether one may be obeyed. An order names the version it acts on, so that it does nothing when it is repeated or
 //! comes late. Where keys are trusted it must be signed like a manifest.

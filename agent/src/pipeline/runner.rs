@@ -28,7 +28,7 @@ use super::tap::{Tap, Taps};
 use crate::alarm::message::{AlertEvent, AlertState, EventKind, Health};
 use crate::clock;
 use crate::models::files;
-use crate::models::order::{self, Order};
+use crate::models::order::{self, ORDERS_MAX, Order};
 use crate::source::{Fault, Reading, SourceError, SourceMap, sparkplug};
 use crate::state::versions::VersionRow;
 use crate::state::{Checkpoint, ModelRow, State, StateError};
@@ -171,6 +171,7 @@ struct Runner {
     reader: LogReader,
     commands: mpsc::Receiver<Command>,
     taps: Taps,
+    orders: Vec<Order>,
     status: watch::Sender<Arc<PipelineStatus>>,
     stop: watch::Receiver<bool>,
     readings: Vec<Reading>,
@@ -206,6 +207,7 @@ pub fn start(parts: RunnerParts) -> anyhow::Result<RunnerHandle> {
         reader,
         commands,
         taps: Taps::default(),
+        orders: Vec::new(),
         status: status_tx,
         stop,
         readings: Vec::new(),
@@ -244,6 +246,7 @@ impl Runner {
             if idle {
                 self.complete_waiting_rows();
             }
+            self.pass_orders();
             self.carry_out_commands();
             self.checkpoint_if_due(false);
             self.report();
@@ -310,17 +313,27 @@ impl Runner {
         self.taps.send();
     }
 
-    /// An operator's order is passed on; the one that finds no room is told about in the log of the program.
+    /// Passes orders on, after a checkpoint: one that brings the gateway down must not be found again at the next start.
+    fn pass_orders(&mut self) {
+        if self.orders.is_empty() {
+            return;
+        }
+        self.checkpoint_until_stored(ModelChanges::default());
+        for order in std::mem::take(&mut self.orders) {
+            if let Err(error) = self.parts.orders.try_send(order) {
+                tracing::error!(%error, "an order could not be taken: give it again");
+            }
+        }
+    }
+
+    /// Keeps an operator's order until the batch is folded.
     fn take_order(&mut self, message: &LogMessage) {
         if message.message.topic != self.parts.order_topic {
             return;
         }
         match order::parse(&message.message.payload) {
-            Ok(order) => {
-                if let Err(error) = self.parts.orders.try_send(order) {
-                    tracing::error!(%error, "an order could not be taken: give it again");
-                }
-            }
+            Ok(order) if self.orders.len() < ORDERS_MAX => self.orders.push(order),
+            Ok(order) => tracing::error!(model = order.model.as_str(), "too many orders at once: give it again"),
             Err(error) => tracing::warn!("an order on {} is refused: {error}", self.parts.order_topic.as_str()),
         }
     }

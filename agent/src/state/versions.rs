@@ -313,9 +313,6 @@ fn take_back(transaction: &Transaction<'_>, row: &VersionRow) -> Result<VersionR
         transaction.prepare_cached("DELETE FROM predecessor WHERE asset = ?1")?.execute([&id])?;
     }
     forget_model(transaction, &row.sha256)?;
-    let reason = "the gateway ended without being stopped while the model was on trial: publish a new version, or promote this one again";
-    let turned = row.turned(VersionState::RolledBack, Some(reason.to_owned()));
-    store(transaction, &turned)?;
     if let Some(sha256) = retired {
         let back = load(transaction)?.into_iter().find(|other| other.name == row.name && other.sha256 == sha256);
         if let Some(back) = back {
@@ -323,6 +320,10 @@ fn take_back(transaction: &Transaction<'_>, row: &VersionRow) -> Result<VersionR
             store(transaction, &back.turned(VersionState::Active, Some(reason)))?;
         }
     }
+    // Last: the newest step of a model is what is told of it.
+    let reason = "the gateway ended without being stopped while the model was on trial: publish a new version, or promote this one again";
+    let turned = row.turned(VersionState::RolledBack, Some(reason.to_owned()));
+    store(transaction, &turned)?;
     Ok(turned)
 }
 
@@ -369,7 +370,7 @@ mod tests {
         );
         let steps: Vec<_> = state.audit(10).unwrap().into_iter().rev().map(|row| (row.version, row.state)).collect();
         let steps: Vec<(u64, &str)> = steps.iter().map(|(version, state)| (*version, state.as_str())).collect();
-        assert_eq!(steps, [(1, "active"), (1, "retired"), (2, "trial"), (2, "rolled-back"), (1, "active")]);
+        assert_eq!(steps, [(1, "active"), (1, "retired"), (2, "trial"), (1, "active"), (2, "rolled-back")]);
         assert_eq!(state.begin_run().unwrap(), [], "it is taken back once");
     }
 

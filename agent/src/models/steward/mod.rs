@@ -174,13 +174,21 @@ struct Steward {
     /// By model name.
     watched: HashMap<String, Watched>,
     next_tap: u64,
+    /// Everything that was retained at the start has been looked at.
+    settled: bool,
 }
 
 /// Follows the retained manifests, the watched models and the orders until `stop`.
 pub async fn run(parts: StewardParts, mut stop: watch::Receiver<bool>) {
     let mut changed = parts.log.retained().watch();
-    let mut steward =
-        Steward { parts, versions: Vec::new(), looked: HashMap::new(), watched: HashMap::new(), next_tap: 1 };
+    let mut steward = Steward {
+        parts,
+        versions: Vec::new(),
+        looked: HashMap::new(),
+        watched: HashMap::new(),
+        next_tap: 1,
+        settled: false,
+    };
     let manifests = TopicFilter::parse("mw/v1/model/+/manifest").expect("the filter is written right here");
     let follow = async {
         steward.resume().await;
@@ -189,6 +197,7 @@ pub async fn run(parts: StewardParts, mut stop: watch::Receiver<bool>) {
         loop {
             changed.mark_unchanged();
             steward.look(&manifests).await;
+            steward.settled = true;
             tokio::select! {
                 changed = changed.changed() => if changed.is_err() { return },
                 order = steward.parts.orders.recv() => {
@@ -209,6 +218,7 @@ pub async fn run(parts: StewardParts, mut stop: watch::Receiver<bool>) {
 /// What is retained.
 impl Steward {
     async fn look(&mut self, manifests: &TopicFilter) {
+        let mut told = false;
         for retained in self.parts.log.retained().matching(manifests).into_iter().take(FLEET_MODELS_MAX) {
             let message = &retained.message;
             let stored_us = retained.stored_us;
@@ -222,12 +232,16 @@ impl Steward {
                 .get(&message.topic)
                 .is_none_or(|looked| looked.state != state || looked.stored_us != stored_us);
             if news {
+                told = true;
                 let manifest = Manifest::parse(&message.payload).ok();
                 let sha256 = manifest.as_ref().map(|manifest| manifest.sha256().to_string());
                 let name = message.topic.as_str().split('/').nth(3).unwrap_or_default().to_owned();
                 self.tell(&name, manifest.as_ref().map(Manifest::version), sha256.as_deref(), &state).await;
             }
             self.looked.insert(message.topic.clone(), Looked { stored_us, state });
+        }
+        if told {
+            self.show().await;
         }
         let retained = self.parts.log.retained();
         self.looked.retain(|topic, _| retained.get(topic).is_some());

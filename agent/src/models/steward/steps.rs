@@ -43,6 +43,7 @@ impl Steward {
         for row in newest.into_values() {
             self.tell_row(&row).await;
         }
+        self.show().await;
     }
 
     pub(super) async fn resume_shadow(&mut self, row: VersionRow) {
@@ -161,11 +162,13 @@ impl Steward {
             Some(before) => self.load(before).await.ok(),
             None => None,
         };
-        let mut versions = vec![row.turned(VersionState::RolledBack, Some(reason.clone()))];
+        let mut versions = Vec::new();
         if let (Some(before), Some(_)) = (&before, &previous) {
             let why = format!("version {} was taken back", row.version);
             versions.push(before.turned(VersionState::Active, Some(why)));
         }
+        // Last: the newest step of a model is what is told of it.
+        versions.push(row.turned(VersionState::RolledBack, Some(reason.clone())));
         let (reply, answer) = oneshot::channel();
         // A name that was stored is a name.
         let Ok(name) = millwright_models::ModelName::parse(&row.name) else {
@@ -198,6 +201,9 @@ impl Steward {
     }
 
     pub(super) async fn judge_all(&mut self) {
+        if self.watched.is_empty() {
+            return;
+        }
         let now_us = clock::utc_us();
         for row in self.versions.clone() {
             let Some(watched) = self.watched.get(&row.name).filter(|watched| watched.sha256 == row.sha256) else {

@@ -95,7 +95,7 @@ impl Steward {
         let (Ok(topic), Ok(payload)) = (topic, serde_json::to_vec(&message)) else { return };
         // A push waits for an answer to itself: only what a start repeats is left out.
         let retained = self.parts.log.retained().get(&topic);
-        let repeated = self.looked.is_empty() && retained.is_some_and(|retained| retained.message.payload == payload);
+        let repeated = !self.settled && retained.is_some_and(|retained| retained.message.payload == payload);
         if repeated {
             return;
         }

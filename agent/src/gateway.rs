@@ -113,6 +113,11 @@ impl Gateway {
         let restored = restore_pipeline(config, &state, &log, &models_dir, &limits).await?;
         let broker = Broker::bind(broker_config(config, &restored.sources)?, log.clone()).await?;
         let publisher = broker.publisher();
+        if config.models.trusted_keys.is_empty() && !config.broker.listen.ip().is_loopback() {
+            tracing::warn!(
+                "models are taken from whoever may publish: set `trusted_keys` in [models] (`millwright model keygen`)"
+            );
+        }
         let (order_topic, orders) = (order_topic(config)?, mpsc::channel(ORDERS_MAX));
         let wake = Arc::new(Notify::new());
         let cursor = log.cursor(INFERENCE)?;

@@ -30,6 +30,17 @@ pub fn load(dir: &Path, sha256: &str) -> std::io::Result<Vec<u8>> {
     std::fs::read(path_of(dir, sha256))
 }
 
+/// Removes a model's file; one that is not there is removed already.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn remove(dir: &Path, sha256: &str) -> std::io::Result<()> {
+    match std::fs::remove_file(path_of(dir, sha256)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Removes every file that is not one of `kept`: models nobody uses any more, and what a crash left half written.
 ///
 /// # Errors

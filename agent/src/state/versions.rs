@@ -17,6 +17,9 @@ pub const AUDIT_ROWS_MAX: i64 = 20_000;
 /// Versions of a model that are kept.
 const VERSIONS_MAX: i64 = 16;
 
+/// Refused versions of all models that are kept: names are chosen by whoever publishes.
+const REJECTED_MAX: i64 = 1_000;
+
 /// Set while the gateway runs: found at a start, the last one did not end well.
 const RUNNING: &str = "running";
 
@@ -273,6 +276,12 @@ pub(super) fn store(transaction: &Transaction<'_>, row: &VersionRow) -> Result<(
              (SELECT sha256 FROM model_version WHERE name = ?1 ORDER BY since_us DESC LIMIT ?2)",
         )?
         .execute(params![row.name, VERSIONS_MAX])?;
+    transaction
+        .prepare_cached(
+            "DELETE FROM model_version WHERE state = 'rejected' AND since_us <
+             (SELECT since_us FROM model_version WHERE state = 'rejected' ORDER BY since_us DESC LIMIT 1 OFFSET ?1)",
+        )?
+        .execute([REJECTED_MAX])?;
     Ok(())
 }
 

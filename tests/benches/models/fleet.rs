@@ -1,15 +1,18 @@
 //! Many assets: one model for a hundred, and a thousand each with the model that was learned for it.
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use millwright::alarm::AlarmSettings;
 use millwright::ids::{AssetId, ChannelName, GatewayId};
 use millwright::pipeline::engine::{Engine, EngineSettings};
+use millwright::pipeline::fleet::Origin;
+use millwright::pipeline::install;
 use millwright::pipeline::learning::LearningSettings;
 use millwright::source::{Reading, StreamPosition};
-use millwright_models::{LoadLimits, Model, Params};
+use millwright_models::{LoadLimits, Model, Params, Subject, commission::commission_subject};
 
 use crate::graph::Noise;
 use crate::process;
@@ -18,6 +21,8 @@ const SECOND_US: i64 = 1_000_000;
 const CHANNELS: usize = 8;
 /// Rows from which an asset's model is learned here; the gateway's own default is hours.
 const LEARNED_ROWS: usize = 120;
+/// Swaps that the median is taken of.
+const SWAPS: u64 = 5;
 
 /// Windows a second of `model`, `assets` in one run and one by one.
 pub(crate) fn batched_and_single(onnx: &[u8], assets: usize, time: Duration) -> anyhow::Result<(f64, f64)> {
@@ -50,6 +55,8 @@ pub(crate) struct Load {
     pub(crate) kib_per_asset: f64,
     /// Processor time to learn an asset's model and load it.
     pub(crate) learn_ms: f64,
+    /// How long nothing is scored while a pushed model takes over all assets.
+    pub(crate) swap_ms: f64,
 }
 
 /// `assets` of eight channels at 1 Hz through the pipeline's engine, each with the model that was learned from its own telemetry.
@@ -84,11 +91,33 @@ pub(crate) fn at_one_hertz(assets: usize, seconds: usize) -> anyhow::Result<Load
         spent_ns += process::thread_cpu_ns() - begin_ns;
     }
     ensure!(scored == assets * seconds, "{scored} windows were scored of {}", assets * seconds);
+    let swap_ms = swap(&mut engine, assets)?;
     Ok(Load {
         core_percent: spent_ns as f64 / (seconds as f64 * 1e9) * 100.0,
         kib_per_asset: kib as f64 / assets as f64,
         learn_ms: learn_ns as f64 / 1e6 / assets as f64,
+        swap_ms,
     })
+}
+
+/// Installs pushed models for all assets, as the pipeline does between two batches; the median time of some.
+fn swap(engine: &mut Engine, assets: usize) -> anyhow::Result<f64> {
+    let channels: Vec<String> = (0..CHANNELS).map(|c| format!("channel-{c}")).collect();
+    let mut noise = Noise::new(13);
+    let rows: Vec<f32> = (0..400 * CHANNELS).map(|at| 10.0 * (at % CHANNELS) as f32 + noise.uniform()).collect();
+    let mut times_ms = Vec::new();
+    for version in 1..=SWAPS {
+        let subject = Subject::new("fleet", version, &channels);
+        let onnx = commission_subject(&subject, &rows, &Params::default())?.onnx;
+        let model = install::load(&onnx, Origin::Pushed, vec!["asset-*".to_owned()], &LoadLimits::default())?;
+        let model = Arc::new(model);
+        let begin = Instant::now();
+        let installed = engine.install(&model)?;
+        times_ms.push(begin.elapsed().as_secs_f64() * 1e3);
+        ensure!(installed.assets == assets, "the model took over {} of {assets} assets", installed.assets);
+    }
+    times_ms.sort_by(f64::total_cmp);
+    Ok(times_ms[times_ms.len() / 2])
 }
 
 /// One reading a second from each asset.

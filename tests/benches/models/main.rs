@@ -190,5 +190,6 @@ fn thousand_assets(assets: usize, figures: &mut Vec<Figure>) -> anyhow::Result<(
     figures.push(figure("% of one core at 1 Hz", load.core_percent, Some(Target::Max(20.0))));
     figures.push(figure("KiB an asset", load.kib_per_asset, None));
     figures.push(figure("ms to learn and load a model", load.learn_ms, None));
+    figures.push(figure("ms that a swap of all holds scoring", load.swap_ms, Some(Target::Max(1.0))));
     Ok(())
 }

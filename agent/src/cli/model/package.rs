@@ -14,6 +14,7 @@ use millwright_models::signature::{self, SecretKey};
 use super::super::{FAILED, Failure, output};
 use super::{manifest_of, public_key, read, secret_key};
 use crate::clock;
+use crate::pipeline::install;
 
 /// Arguments of `model keygen`.
 #[derive(Debug, Args)]
@@ -93,6 +94,8 @@ pub(super) fn pack(arguments: &PackArguments) -> Result<ExitCode, Failure> {
     let model = Model::load(&bytes, &LoadLimits::default())
         .with_context(|| format!("{} cannot run on a gateway", arguments.file.display()))?;
     let contract = model.contract();
+    install::check_window(contract)
+        .map_err(|reason| anyhow::anyhow!("{} cannot run on a gateway: {reason}", arguments.file.display()))?;
     let created = Some(clock::rfc3339(clock::utc_us()));
     let mut manifest =
         Manifest::describe(contract.name.clone(), contract.version, &bytes, arguments.chunk_size, created)

@@ -61,6 +61,11 @@ impl Steward {
     pub(super) async fn refuse(&mut self, row: VersionRow, reason: String) -> UpdateState {
         self.watched.remove(&row.name);
         self.store(vec![row.turned(VersionState::Rejected, Some(reason.clone()))]).await;
+        // It never scored, and is collected again should it be published again.
+        let (dir, sha256) = (self.parts.models_dir.clone(), row.sha256);
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || files::remove(&dir, &sha256)).await {
+            tracing::warn!(%error, "the file of a refused model could not be removed");
+        }
         UpdateState::Rejected { reason }
     }
 

@@ -116,6 +116,7 @@ impl Watcher {
 
     fn load(&mut self, file: &[u8], assets: Vec<String>) -> Result<Loaded, String> {
         let model = install::load(file, Origin::Pushed, assets, &self.limits).map_err(|error| error.to_string())?;
+        install::check_window(model.model.contract())?;
         let latency_us = time_one_window(&model)?;
         let loaded =
             Loaded { name: model.name.to_string(), version: model.version, sha256: model.sha256.clone(), latency_us };

@@ -30,6 +30,19 @@ TIME_NAMES = {"time", "timestamp", "ts", "datetime", "date", "time_ms", "time_us
 CHANNEL_NAMES = {"channel", "tag", "tagname", "variable", "sensor"}
 ASSET_NAMES = {"asset", "machine", "equipment", "device"}
 VALUE_NAMES = {"value", "val"}
+# Columns that nobody means as a sensor.
+LABEL_NAMES = {
+    "anomaly",
+    "is_anomaly",
+    "changepoint",
+    "label",
+    "fault",
+    "is_fault",
+    "failure",
+    "class",
+    "state",
+    "status",
+}
 MISSING = {"", "nan", "null", "none", "na", "n/a"}
 
 
@@ -178,6 +191,14 @@ def _choose(table, named, channels):
         if absent:
             raise HistoryError(f"{table.path}: there is no channel `{absent[0]}`; it holds {_list(named)}")
         named = list(channels)
+    else:
+        label = next((name for name in named if name.strip().lower() in LABEL_NAMES), None)
+        if label is not None:
+            others = ",".join(name for name in named if name != label)
+            raise HistoryError(
+                f"{table.path}: the column `{label}` looks like a label, which is no channel; name the channels, as with "
+                f"`--channels {others}`, or the label with `--label {label}` for a kind that learns labelled states"
+            )
     if not named:
         raise HistoryError(f"{table.path}: it holds a time and nothing else")
     if len(named) > CHANNELS_MAX:
@@ -197,7 +218,7 @@ def _numbers(table, name, cells):
         if value is None:
             raise HistoryError(
                 f"{table.at(row)}: `{str(cell)[:40]}` in column `{name}` is no number; correct it or leave it empty, or if the "
-                f"column is no channel name the channels with --channels, or the label with --label"
+                f"column is no channel name the others with --channels"
             )
         values[row] = value
     return values

@@ -38,6 +38,5 @@ def pack(millwright, model, folder, assets=()):
         raise TrainError(f"`{' '.join(command)}` gave no answer in {TIMEOUT_S} s") from error
     if done.returncode != 0:
         words = (done.stderr.strip() or done.stdout.strip()).removeprefix("millwright: ")
-        hint = "; `--trees gemm` does that" if "TreeEnsemble" in words else ""
-        raise TrainError(f"not packed: {words}{hint}")
+        raise TrainError(f"not packed: {words}")
     return done.stdout.strip()

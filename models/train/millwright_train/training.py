@@ -59,7 +59,9 @@ def train(kind, history, settings):
     if kind.supervised and history.labels is None:
         raise UsageError(f"`{kind.name}` learns labelled states: name the column with --label")
     if not kind.supervised and history.labels is not None:
-        raise UsageError(f"`{kind.name}` learns from healthy rows alone and must not see labels: leave --label out")
+        raise UsageError(
+            f"`{kind.name}` learns from healthy rows alone and must not see labels: leave --label out and name the channels with --channels"
+        )
     make = kind.load()
     training, back = windows.split(windows.cut(history, settings.samples, settings.stride))
     model = fit(kind, make, training, settings)

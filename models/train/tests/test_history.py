@@ -132,3 +132,11 @@ def test_labels_are_no_channel(states):
     # The label column is kept beside the values.
     assert states.channels == ("flow", "pressure", "vibration", "temperature")
     assert set(states.labels) == {"normal", "bearing", "blockage"}
+
+
+def test_a_label_is_no_channel_unless_it_is_named_as_one(tmp_path, rows):
+    # A column of 0 and 1 called `anomaly` would teach a detector the answers; who means it as a channel says so.
+    path = write(tmp_path / "a.csv", "time,flow,anomaly", [(time, flow, 0) for time, flow, _ in rows])
+    assert "looks like a label, which is no channel; name the channels, as with `--channels flow`" in refused(path)
+    assert history.read(path, channels=["flow", "anomaly"]).channels == ("flow", "anomaly")
+    assert history.read(path, label="anomaly").channels == ("flow",)

@@ -152,11 +152,12 @@ def test_the_gateway_s_refusal_is_passed_on(tmp_path, millwright, trained):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("how", ["native", "gemm"])
 @pytest.mark.parametrize("name", TREES)
-def test_the_gateway_runs_rewritten_trees(name, tmp_path, millwright, trained):
-    # Trees as MatMul need no operator of their own.
+def test_the_gateway_runs_trees(name, how, tmp_path, millwright, trained):
+    # In both spellings: by its own operator, and as MatMul.
     from millwright_train import pack
 
     path = tmp_path / "trees.onnx"
-    path.write_bytes(trained(name, trees="gemm").onnx)
+    path.write_bytes(trained(name, trees=how).onnx)
     assert "test-" in pack.pack(millwright, path, tmp_path / "out")

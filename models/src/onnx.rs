@@ -109,6 +109,9 @@ pub struct AttributeProto {
     /// Its name.
     #[prost(string, tag = "1")]
     pub name: String,
+    /// A float.
+    #[prost(float, optional, tag = "2")]
+    pub f: Option<f32>,
     /// An integer; written even when it is 0, because checkers want one value per attribute.
     #[prost(int64, optional, tag = "3")]
     pub i: Option<i64>,
@@ -136,7 +139,7 @@ pub struct AttributeProto {
     /// Graphs.
     #[prost(message, repeated, tag = "11")]
     pub graphs: Vec<GraphProto>,
-    /// Which field is meant: 2 an integer, 3 text, 6 floats, 7 integers, 8 texts.
+    /// Which field is meant: 1 a float, 2 an integer, 3 text, 6 floats, 7 integers, 8 texts.
     #[prost(int32, tag = "20")]
     pub r#type: i32,
 }

@@ -149,7 +149,9 @@ impl Model {
         if Some(windows.len()) != batch.checked_mul(self.spec.contract.window_len()) {
             return Err(RunError::Length { found: windows.len(), batch, samples, channels });
         }
-        if let Some(at) = windows.iter().position(|v| !v.is_finite()) {
+        // Looked for only when there is one: a search that stops at the first is not vectorised.
+        let broken = windows.iter().fold(false, |broken, v| broken | !v.is_finite());
+        if broken && let Some(at) = windows.iter().position(|v| !v.is_finite()) {
             let channel = self.spec.contract.channels.get(at % channels).map(|c| c.name.clone()).unwrap_or_default();
             return Err(RunError::Input { row: at / self.spec.contract.window_len(), channel });
         }

@@ -16,6 +16,8 @@ use support::{File, int, ints};
 
 /// Largest difference that is allowed, in parts of the score and at least of 1. The worst of the committed cases is 2.0e-7.
 const DIFFERENCE_MAX: f32 = 1e-6;
+/// The same for LSTMs, whose scores add up to 256 states that pass through approximated exponentials; the worst is 3.2e-6.
+const LSTM_DIFFERENCE_MAX: f32 = 1e-5;
 
 fn cases() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/operators");
@@ -39,7 +41,7 @@ fn recording(model: &Path) -> (Vec<f32>, Vec<f32>) {
 #[test]
 fn every_operator_gives_what_onnxruntime_gave() {
     // Each committed model scores its recorded windows, all at once and each alone, as onnxruntime did; alone and together are
-    // the same to the bit.
+    // the same to the bit, but for LSTMs, which multiply a batch in another order.
     let cases = cases();
     assert!(cases.len() > 30, "{} cases", cases.len());
     let mut failures = Vec::new();
@@ -57,12 +59,16 @@ fn every_operator_gives_what_onnxruntime_gave() {
         let difference = |(got, want): (&f32, &f32)| (got - want).abs() / want.abs().max(1.0);
         let worst = together.iter().zip(&want).map(difference).fold(0.0, f32::max);
         assert!(model.any_batch(), "{name}");
-        if worst > DIFFERENCE_MAX {
+        let allowed = if name.starts_with("lstm") { LSTM_DIFFERENCE_MAX } else { DIFFERENCE_MAX };
+        if worst > allowed {
             let pairs: Vec<_> = together.iter().zip(&want).take(6).collect();
             failures.push(format!("{name}: {worst:.1e} off, {pairs:?}"));
         }
         for (window, together) in windows.chunks(model.contract().window_len()).zip(&together) {
-            assert_eq!(model.score(window, 1).unwrap().score[0], *together, "{name}");
+            let alone = model.score(window, 1).unwrap().score[0];
+            let same =
+                if name.starts_with("lstm") { difference((&alone, together)) <= allowed } else { alone == *together };
+            assert!(same, "{name}: {alone} alone, {together} together");
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -177,4 +183,35 @@ fn a_scaler_of_another_width_is_refused() {
     assert_eq!(load(&[1.0]).unwrap().score(&[3.0; 12], 1).unwrap().score, [4.0]);
     assert_eq!(load(&[1.0; 12]).unwrap().score(&[3.0; 12], 1).unwrap().score, [4.0]);
     assert!(load(&[1.0; 5]).unwrap_err().to_string().contains("5 numbers"));
+}
+
+#[test]
+fn an_lstm_that_is_not_the_usual_one_is_refused_or_left_to_the_engine() {
+    // Other activations, clipping and an unknown direction are errors that name the node; weights of another size do not load either.
+    let load = |attribute: Option<AttributeProto>, gates: i64| {
+        let mut file = File::new();
+        let weights = |count: i64| vec![0.1; usize::try_from(count).unwrap()];
+        let mut attributes = vec![int("hidden_size", 2)];
+        attributes.extend(attribute);
+        file.floats("w", &[1, gates, 3], &weights(3 * gates))
+            .floats("r", &[1, gates, 2], &weights(2 * gates))
+            .node("Transpose", &["window"], "steps", vec![ints("perm", &[1, 0, 2])])
+            .node("LSTM", &["steps", "w", "r"], "all", attributes)
+            .node("ReduceMax", &["all"], "score", vec![ints("axes", &[0, 1, 3]), int("keepdims", 0)])
+            .output("score", &["batch"]);
+        Model::load(&file.bytes(), &LoadLimits::default())
+    };
+    assert!(load(None, 8).unwrap().any_batch());
+    let unusual = [
+        texts("activations", &["Relu", "Tanh", "Tanh"]),
+        AttributeProto { name: "clip".to_owned(), f: Some(3.0), r#type: 1, ..Default::default() },
+        int("input_forget", 1),
+        text("direction", "sideways"),
+    ];
+    for attribute in unusual {
+        let error = load(Some(attribute), 8).unwrap_err().to_string();
+        assert!(error.contains("all"), "{error}");
+    }
+    assert!(load(None, 7).is_err());
+    assert!(load(None, 12).is_err());
 }

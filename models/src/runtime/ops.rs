@@ -3,7 +3,9 @@
 //! Owns which they are, and reading their attributes from a node. Never decides what a model may be: a node whose attributes make no
 //! sense is an error that names it, and everything else is refused or run by the engine itself.
 
+pub(super) mod dense;
 mod forest;
+mod lstm;
 mod post;
 mod scaler;
 mod tree;
@@ -15,6 +17,7 @@ use tract_onnx::tract_hir::internal::*;
 
 /// Replaces and adds the operators.
 pub(super) fn register(onnx: &mut Onnx) {
+    onnx.op_register.insert("LSTM", lstm::parse);
     onnx.op_register.insert("Scaler", scaler::parse);
     onnx.op_register.insert("TreeEnsembleClassifier", tree::parse_classifier);
     onnx.op_register.insert("TreeEnsembleRegressor", tree::parse_regressor);

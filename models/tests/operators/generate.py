@@ -44,8 +44,8 @@ def contract(name):
 
 
 def finish(name, nodes, initializers, result, width, opset_ml=3):
-    """Puts a window in front of `nodes` and a score behind: the numbers of `result`, mixed with 1, 2, 3, ..."""
-    mix = np.arange(1, width + 1, dtype=np.float32).reshape(width, 1)
+    """Puts a window in front of `nodes` and a score behind: the numbers of `result`, mixed with 1 to 7."""
+    mix = (1 + np.arange(width, dtype=np.float32) % 7).reshape(width, 1)
     before = [helper.make_node("Reshape", ["window", "flat"], ["X"])]
     after = [
         helper.make_node("Cast", [result], ["numbers"], to=TensorProto.FLOAT),
@@ -179,8 +179,62 @@ def by_hand():
         finish(f"scaler_{len(offset)}", [node], [], "Y", FEATURES)
 
 
+def recurrent():
+    """LSTMs over the two samples of three channels; the states of both directions are mixed."""
+    rng = np.random.default_rng(13)
+    for hidden in [5, 32]:
+        for direction in ["forward", "reverse", "bidirectional"]:
+            for states in [False, True]:
+                recurrent_case(rng, hidden, direction, states)
+
+
+def recurrent_case(rng, hidden, direction, states):
+    sides = 2 if direction == "bidirectional" else 1
+    weights = {
+        "W": rng.normal(size=(sides, 4 * hidden, CHANNELS)),
+        "R": rng.normal(size=(sides, 4 * hidden, hidden)),
+        "B": rng.normal(size=(sides, 8 * hidden)),
+        "H0": rng.normal(size=(sides, 1, hidden)),
+        "C0": rng.normal(size=(sides, 1, hidden)),
+    }
+    constants = [numpy_helper.from_array((0.5 * v).astype(np.float32), k) for k, v in weights.items()]
+    constants += [
+        numpy_helper.from_array(np.array([-1, SAMPLES, CHANNELS], dtype=np.int64), "deep"),
+        numpy_helper.from_array(np.array([1], dtype=np.int64), "one"),
+        numpy_helper.from_array(np.array([sides], dtype=np.int64), "sides"),
+        numpy_helper.from_array(np.array([hidden], dtype=np.int64), "hidden"),
+    ]
+    nodes = [
+        helper.make_node("Reshape", ["X", "deep"], ["deep_x"]),
+        helper.make_node("Transpose", ["deep_x"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("Shape", ["steps"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["rows"]),
+        helper.make_node("Concat", ["sides", "rows", "hidden"], ["state_shape"], axis=0),
+        helper.make_node("Expand", ["H0", "state_shape"], ["h0"]),
+        helper.make_node("Expand", ["C0", "state_shape"], ["c0"]),
+        helper.make_node(
+            "LSTM",
+            ["steps", "W", "R", "B", "", *(["h0", "c0"] if states else [])],
+            ["Y", "Y_h", "Y_c"],
+            hidden_size=hidden,
+            direction=direction,
+        ),
+        helper.make_node("Transpose", ["Y"], ["by_row"], perm=[2, 0, 1, 3]),
+        helper.make_node("Transpose", ["Y_h"], ["h_by_row"], perm=[1, 0, 2]),
+        helper.make_node("Transpose", ["Y_c"], ["c_by_row"], perm=[1, 0, 2]),
+        helper.make_node("Flatten", ["by_row"], ["all"]),
+        helper.make_node("Flatten", ["h_by_row"], ["last"]),
+        helper.make_node("Flatten", ["c_by_row"], ["cell"]),
+        helper.make_node("Concat", ["all", "last", "cell"], ["result"], axis=1),
+    ]
+    kind = "states" if states else "zeros"
+    width = sides * hidden * (SAMPLES + 2)
+    finish(f"lstm_{direction}_{hidden}_{kind}", nodes, constants, "result", width)
+
+
 if __name__ == "__main__":
     by_hand()
+    recurrent()
     scikit_learn()
     versions = [f"python {sys.version.split()[0]}"]
     versions += [f"{m.__name__} {m.__version__}" for m in [np, onnx, onnxruntime, sklearn, skl2onnx]]

@@ -215,3 +215,44 @@ fn an_lstm_that_is_not_the_usual_one_is_refused_or_left_to_the_engine() {
     assert!(load(None, 7).is_err());
     assert!(load(None, 12).is_err());
 }
+
+#[test]
+fn arithmetic_broadcasts_whichever_side_is_repeated() {
+    // A scalar, a row, a column and the whole on either side of each operation, by hand and by the model.
+    type Operation = fn(f32, f32) -> f32;
+    let operations: [(&str, Operation); 5] =
+        [("Add", |a, b| a + b), ("Sub", |a, b| a - b), ("Mul", |a, b| a * b), ("Max", f32::max), ("Min", f32::min)];
+    let constant: Vec<f32> = (0..12).map(|at| (at as f32 - 5.5) * 0.5).collect();
+    let windows: Vec<f32> = (0..24).map(|at| (at as f32 * 1.3).sin() * 3.0).collect();
+    for (name, operation) in operations {
+        for (rows, columns) in [(1, 1), (1, 3), (4, 1), (4, 3)] {
+            for swapped in [false, true] {
+                let mut file = File::new();
+                let inputs = if swapped { ["k", "window"] } else { ["window", "k"] };
+                file.floats("k", &[rows, columns], &constant[..(rows * columns) as usize])
+                    .floats("mix", &[4, 3], &(1..13).map(|at| at as f32).collect::<Vec<_>>())
+                    .node(name, &inputs, "mixed", vec![])
+                    .node("Mul", &["mixed", "mix"], "weighted", vec![])
+                    .node("ReduceSum", &["weighted"], "score", vec![int("keepdims", 0)])
+                    .output("score", &["batch"]);
+                // The axes are a constant of the graph in this operator set.
+                file.integers("axes", &[1, 2]).graph.node[2].input.push("axes".to_owned());
+                let model = Model::load(&file.bytes(), &LoadLimits::default()).unwrap();
+                let want = windows.chunks(12).map(|window| {
+                    let value = |at: usize| {
+                        let (row, column) = ((at / 3) % rows as usize, at % 3 % columns as usize);
+                        let k = constant[row * columns as usize + column];
+                        let pair = if swapped { operation(k, window[at]) } else { operation(window[at], k) };
+                        pair * (at + 1) as f32
+                    };
+                    (0..12).map(value).sum::<f32>()
+                });
+                let got = model.score(&windows, 2).unwrap().score;
+                for (got, want) in got.iter().zip(want) {
+                    let label = format!("{name} [{rows}, {columns}], swapped {swapped}: {got}, {want}");
+                    assert!((got - want).abs() < 1e-4, "{label}");
+                }
+            }
+        }
+    }
+}

@@ -134,7 +134,13 @@ fn measure(
     }
     let any = if model.any_batch() { "" } else { ", row by row" };
     let name = if batch == 1 { "µs, batch 1" } else { "µs, batch 64" };
-    eprintln!("{} {name}{any}: {:.2?} {:.2?}", case.name, median(ours_us.clone()), median(peers_us.clone()));
+    let shown = |us: Option<f64>| us.map_or_else(|| "–".to_owned(), |us| format!("{us:.2}"));
+    eprintln!(
+        "{} {name}{any}: {}, peer {}",
+        case.name,
+        shown(median(ours_us.clone())),
+        shown(median(peers_us.clone()))
+    );
     Ok(Figure {
         scenario: format!("{}{any}", case.name),
         name,

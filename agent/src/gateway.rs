@@ -168,7 +168,7 @@ impl Gateway {
             trusted: config.models.trusted_keys.clone(),
             bounds: config.models.bounds,
             begin: worker_begin(config),
-            program: std::env::current_exe().map_err(anyhow::Error::from)?,
+            program: own_program()?,
             orders: orders.1,
             view: models_view.0,
         };
@@ -318,6 +318,12 @@ fn broker_config(config: &Config, sources: &SourceMap) -> Result<BrokerConfig, U
         sys_interval: config.broker.sys_interval,
         ..BrokerConfig::default()
     })
+}
+
+/// This program. On Linux by a name that still leads to it when an upgrade has replaced the file under the running gateway.
+fn own_program() -> anyhow::Result<PathBuf> {
+    let linux = PathBuf::from("/proc/self/exe");
+    if linux.exists() { Ok(linux) } else { Ok(std::env::current_exe()?) }
 }
 
 /// What a worker may use, and how it judges scores: as the pipeline does.

@@ -210,6 +210,32 @@ fn a_good_version_is_promoted_by_itself() {
     plant.scores_on("replaced");
 }
 
+// A version that comes while the one before it is on trial waits for the end of the trial, and `model push` says so.
+#[test]
+fn a_version_waits_for_the_trial_before_it() {
+    let plant = Plant::start(&config("shadow_s = 1\ntrial_s = 5\n"));
+    assert!(plant.push(&plant.file("five.onnx", &plant.model(5, 1.0)), &[]).status.success());
+    plant.wait_for_version(5);
+    let pushed = plant.push(&plant.file("six.onnx", &plant.model(6, 1.0)), &[]);
+    assert!(pushed.status.success() && told(&pushed).contains("waits"), "{}", told(&pushed));
+    plant.wait_for_version(6);
+    let steps = plant.audit();
+    let of = |wanted: (u64, &str)| steps.iter().position(|(version, state)| (*version, state.as_str()) == wanted);
+    assert!(of((5, "active")).unwrap() < of((6, "shadow")).unwrap(), "{steps:?}");
+    plant.scores_on("after waiting");
+}
+
+// Of two versions that come one after the other the second takes the first one's place in shadow.
+#[test]
+fn a_newer_version_takes_the_place_of_a_shadow() {
+    let plant = Plant::start(&config("shadow_s = 600\n"));
+    assert!(plant.push(&plant.file("five.onnx", &plant.model(5, 1.0)), &[]).status.success());
+    assert!(plant.push(&plant.file("six.onnx", &plant.model(6, 1.0)), &[]).status.success());
+    plant.wait_for_audit(&[(5, "shadow"), (5, "rejected"), (6, "shadow")]);
+    assert!(plant.order("promote", "6", &[]).status.success());
+    plant.wait_for_version(6);
+}
+
 // A version that alarms where the active one does not is refused in shadow, with the figures; the active one scores on.
 #[test]
 fn a_noisy_version_is_refused_in_shadow() {

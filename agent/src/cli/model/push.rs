@@ -103,13 +103,18 @@ fn report(arguments: &PushArguments, manifest: &Manifest, answer: Option<&Value>
         let gateway = word(answer, "gateway");
         output::print(&format!("{} v{} on {gateway}: {}\n", manifest.name(), manifest.version(), told(answer)));
     }
-    let taken = matches!(word(answer, "state").as_str(), "active" | "shadow");
+    let taken = waits(answer) || matches!(word(answer, "state").as_str(), "active" | "shadow");
     Ok(if taken { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 /// A field of an answer as text.
 pub(super) fn word(answer: &Value, key: &str) -> String {
     answer.get(key).and_then(Value::as_str).unwrap_or("-").to_owned()
+}
+
+/// Everything has arrived, and the version waits for its turn.
+fn waits(answer: &Value) -> bool {
+    word(answer, "state") == "staged" && answer.get("chunks") == answer.get("of")
 }
 
 /// An answer on a model's state topic, in words.
@@ -121,6 +126,9 @@ pub(super) fn told(answer: &Value) -> String {
             format!("active, on trial, scores {} assets", number("assets"))
         }
         "active" => format!("active, scores {} assets", number("assets")),
+        "staged" => {
+            "staged, waits until the version before it has ended its trial, or other models their shadows".to_owned()
+        }
         "shadow" => format!("in shadow until {} or later", clock::rfc3339(number("until_us"))),
         _ => format!("{state}, {}", word(answer, "reason")),
     }
@@ -138,7 +146,8 @@ async fn push(
     messages.push((manifest.topic(), true, json));
     let sha256 = manifest.sha256().to_string();
     let about = move |answer: &Value| {
-        answer.get("sha256").and_then(Value::as_str) == Some(&sha256) && word(answer, "state") != "staged"
+        answer.get("sha256").and_then(Value::as_str) == Some(&sha256)
+            && (word(answer, "state") != "staged" || waits(answer))
     };
     let state = format!("mw/v1/model/{}/state/+", manifest.name());
     arguments.broker.publish(&state, messages, &about, Duration::from_secs(arguments.wait)).await

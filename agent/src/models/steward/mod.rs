@@ -3,7 +3,8 @@
 //! Owns which version of each model stands where, and tells it on `mw/v1/model/<model>/state/<gateway>`. It works from what is retained
 //! now, not from messages as they pass: a restart or a missed message changes nothing. Whatever takes time (loading, trying, watching)
 //! happens in a worker or on a blocking thread; the pipeline scores on. Never touches an asset. Looks at
-//! [`FLEET_MODELS_MAX`] manifests at most; at most [`WATCHED_MAX`] models are watched at once, the others wait.
+//! [`FLEET_MODELS_MAX`] manifests at most; at most [`SHADOWS_MAX`] models are in shadow at once, and one version of a
+//! model is watched at a time: the others wait.
 
 mod steps;
 mod tell;
@@ -42,8 +43,10 @@ use crate::pipeline::tap::TAPS_MAX;
 use crate::state::State;
 use crate::state::versions::{AuditRow, VersionRow, VersionState};
 
-/// Models watched at once, in shadow or on trial; half of the taps may be those that are just ending.
-const WATCHED_MAX: usize = TAPS_MAX / 2;
+/// Models in shadow at once, each in a process of some 10 MB; the others wait.
+const SHADOWS_MAX: usize = TAPS_MAX / 2;
+/// Models on trial whose predecessors are asked at once; of the others only their own errors are judged.
+const COMPARED_TRIALS_MAX: usize = TAPS_MAX - SHADOWS_MAX;
 /// How often the watched models are judged.
 const JUDGE: Duration = Duration::from_secs(1);
 /// Steps of the audit trail that are shown.
@@ -176,6 +179,8 @@ struct Steward {
     next_tap: u64,
     /// Everything that was retained at the start has been looked at.
     settled: bool,
+    /// A version waits for its turn.
+    waiting: bool,
 }
 
 /// Follows the retained manifests, the watched models and the orders until `stop`.
@@ -188,24 +193,37 @@ pub async fn run(parts: StewardParts, mut stop: watch::Receiver<bool>) {
         watched: HashMap::new(),
         next_tap: 1,
         settled: false,
+        waiting: false,
     };
     let manifests = TopicFilter::parse("mw/v1/model/+/manifest").expect("the filter is written right here");
     let follow = async {
         steward.resume().await;
         let mut tick = tokio::time::interval(JUDGE);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut news = true;
         loop {
-            changed.mark_unchanged();
-            steward.look(&manifests).await;
-            steward.settled = true;
-            tokio::select! {
-                changed = changed.changed() => if changed.is_err() { return },
+            if news || steward.waiting {
+                changed.mark_unchanged();
+                steward.look(&manifests).await;
+                steward.settled = true;
+            }
+            news = tokio::select! {
+                changed = changed.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    true
+                }
                 order = steward.parts.orders.recv() => {
                     let Some(order) = order else { return };
                     steward.obey(order).await;
+                    false
                 }
-                _ = tick.tick() => steward.judge_all().await,
-            }
+                _ = tick.tick() => {
+                    steward.judge_all().await;
+                    false
+                }
+            };
         }
     };
     // A full log holds an outcome back, a worker may take its time: a stop does not wait for either.
@@ -219,6 +237,7 @@ pub async fn run(parts: StewardParts, mut stop: watch::Receiver<bool>) {
 impl Steward {
     async fn look(&mut self, manifests: &TopicFilter) {
         let mut told = false;
+        self.waiting = false;
         for retained in self.parts.log.retained().matching(manifests).into_iter().take(FLEET_MODELS_MAX) {
             let message = &retained.message;
             let stored_us = retained.stored_us;
@@ -269,15 +288,16 @@ impl Steward {
             Admission::New { signed_by } => (signed_by, false),
             Admission::Rollback { signed_by } => (signed_by, true),
         };
+        if !back && self.must_wait(&known) {
+            self.waiting = true;
+            let of = manifest.chunk_count();
+            return Some(UpdateState::Staged { chunks: of, of });
+        }
         let file = match self.file_of(&manifest).await {
             Collected::Missing { chunks, of } => return Some(UpdateState::Staged { chunks, of }),
             Collected::Bad(reason) => return rejected(reason),
             Collected::File(file) => file,
         };
-        if !back && self.watched.len() >= WATCHED_MAX && !self.watched.contains_key(name) {
-            let of = manifest.chunk_count();
-            return Some(UpdateState::Staged { chunks: of, of });
-        }
         let row = VersionRow {
             name: name.to_owned(),
             sha256: manifest.sha256().to_string(),
@@ -289,6 +309,14 @@ impl Steward {
             signed_by,
         };
         Some(self.admit(row, file, back).await)
+    }
+
+    /// Whether a new version waits: for the end of the trial of the one before it, or for a place among the shadows. It takes the place
+    /// of one of its own name.
+    fn must_wait(&self, known: &[VersionRow]) -> bool {
+        let shadows = self.watched.values().filter(|watched| watched.model.is_none()).count();
+        let takes_a_place = known.iter().any(|row| row.state == VersionState::Shadow);
+        known.iter().any(|row| row.state == VersionState::Trial) || (shadows >= SHADOWS_MAX && !takes_a_place)
     }
 
     /// The file of a manifest: one that the gateway keeps, or what is retained.
@@ -316,7 +344,12 @@ impl Steward {
         if at_once || self.parts.bounds.shadow_us == 0 {
             return self.promote(row, None).await;
         }
-        self.store(vec![row.clone()]).await;
+        let overtaken = format!("version {} came before it was promoted", row.version);
+        let others = self.versions.iter().filter(|other| other.name == row.name && other.state == VersionState::Shadow);
+        let mut rows: Vec<VersionRow> =
+            others.map(|other| other.turned(VersionState::Rejected, Some(overtaken.clone()))).collect();
+        rows.push(row.clone());
+        self.store(rows).await;
         self.begin_shadow(row, worker).await
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{PREDECESSORS_MAX, Steward, UpdateState, Watched};
+use super::{COMPARED_TRIALS_MAX, PREDECESSORS_MAX, Steward, UpdateState, Watched};
 use crate::clock;
 use crate::models::files;
 use crate::models::judge::{self, Figures, Verdict};
@@ -88,6 +88,12 @@ impl Steward {
         let took_over = format!("version {} took over", row.version);
         let mut versions: Vec<VersionRow> =
             before.iter().map(|other| other.turned(VersionState::Retired, Some(took_over.clone()))).collect();
+        let shadows = self.versions.iter().filter(|other| other.name == row.name && other.sha256 != row.sha256);
+        versions.extend(
+            shadows
+                .filter(|other| other.state == VersionState::Shadow)
+                .map(|other| other.turned(VersionState::Rejected, Some(took_over.clone()))),
+        );
         versions.push(turned.clone());
         if let Err(error) = self.store_pushed(ModelRow::of(&model), versions).await {
             return UpdateState::Rejected { reason: format!("it cannot be stored: {error}") };
@@ -120,7 +126,10 @@ impl Steward {
     pub(super) async fn begin_trial(&mut self, row: &VersionRow, installation: &Installation) {
         let (model, _) = self.installation(&row.sha256).await;
         let before = model.as_ref().map_or((0, 0), |model| (model.tally.scored(), model.tally.failed()));
-        let watch = match self.watch_predecessors(installation).await {
+        let compared = self.watched.values().filter(|watched| watched.model.is_some() && watched.watch.is_some());
+        let installation =
+            if compared.count() < COMPARED_TRIALS_MAX { installation.clone() } else { Installation::default() };
+        let watch = match self.watch_predecessors(&installation).await {
             Ok(watch) => watch,
             Err(reason) => {
                 tracing::warn!(model = row.name, reason, "the models before it cannot be asked during the trial");

@@ -16,7 +16,7 @@ use super::fleet::matches_any;
 use crate::ids::{AssetId, ChannelName};
 use crate::source::{Reading, StreamPosition};
 
-/// Models watched at once: each is a process of its own, of some 10 MB.
+/// Models watched at once: each is a process of its own, of some 20 MB.
 pub const TAPS_MAX: usize = 8;
 /// Feeds that may wait: with batches of 500 messages of a few hundred bytes, a megabyte for each tap.
 const FEEDS_MAX: usize = 8;

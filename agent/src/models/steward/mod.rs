@@ -43,7 +43,7 @@ use crate::pipeline::tap::TAPS_MAX;
 use crate::state::State;
 use crate::state::versions::{AuditRow, VersionRow, VersionState};
 
-/// Models in shadow at once, each in a process of some 10 MB; the others wait.
+/// Models in shadow at once, each in a process of some 20 MB; the others wait.
 const SHADOWS_MAX: usize = TAPS_MAX / 2;
 /// Models on trial whose predecessors are asked at once; of the others only their own errors are judged.
 const COMPARED_TRIALS_MAX: usize = TAPS_MAX - SHADOWS_MAX;

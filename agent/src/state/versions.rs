@@ -374,6 +374,32 @@ mod tests {
         assert_eq!(state.begin_run().unwrap(), [], "it is taken back once");
     }
 
+    // A database from before there were versions: of each pushed model the newest scores, the one before can be gone back to, and what
+    // the gateway learned itself is none of them.
+    #[test]
+    fn models_of_the_first_schema_become_versions() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = State::open(dir.path()).unwrap();
+        {
+            let connection = opened.state.lock();
+            connection
+                .execute_batch("DROP TABLE model_version; DROP TABLE model_audit; DROP TABLE predecessor;")
+                .unwrap();
+            for (sha256, version, origin, installed_us) in
+                [("a", 1, "pushed", 10), ("b", 2, "pushed", 20), ("c", 1, "commissioned", 30)]
+            {
+                let insert = "INSERT INTO model (sha256, name, version, origin, assets, installed_us) VALUES (?1, 'pump', ?2, ?3, 'pump-*', ?4)";
+                connection.execute(insert, params![sha256, version, origin, installed_us]).unwrap();
+            }
+            connection.pragma_update(None, "user_version", 1).unwrap();
+        }
+        drop(opened);
+        let state = State::open(dir.path()).unwrap().state;
+        let versions: Vec<_> = state.versions().unwrap().into_iter().map(|row| (row.sha256, row.state)).collect();
+        assert_eq!(versions, [("a".to_owned(), VersionState::Retired), ("b".to_owned(), VersionState::Active)]);
+        assert_eq!(state.load().unwrap().models.len(), 3);
+    }
+
     // Of versions that are over, the newest are kept; one that scores is kept however old it is.
     #[test]
     fn old_versions_are_forgotten() {

@@ -13,7 +13,7 @@ use harness::publisher::Publisher;
 use harness::{crash_rounds, wait_for};
 use millwright_firmware_sim::machine::MachineKind;
 use millwright_models::onnx::{AttributeProto, NodeProto, TensorProto};
-use millwright_models::{Params, Subject, commission::commission_subject};
+use millwright_models::{Manifest, ModelName, Params, Subject, commission::commission_subject};
 use prost::Message as _;
 use serde_json::Value;
 
@@ -424,6 +424,34 @@ fn only_trusted_keys_move_models() {
     std::fs::write(&manifest, changed).unwrap();
     let pushed = plant.push(&packed, &[]);
     assert!(told(&pushed).contains("changed after it was signed"), "{}", told(&pushed));
+}
+
+// A push that is cut off halfway, with the gateway killed on top, goes on where it stopped: what had arrived is not sent again, and the
+// version scores once the rest has come.
+#[test]
+fn a_push_goes_on_after_a_cut() {
+    let mut plant = Plant::start(&config("shadow_s = 0\ntrial_s = 0\n"));
+    let file = plant.model(5, 1.0);
+    let name = ModelName::parse("pump-1").unwrap();
+    let manifest = Manifest::describe(name, 5, &file, 200, None).unwrap();
+    let chunks: Vec<&[u8]> = manifest.split(&file).collect();
+    let half = chunks.len() / 2;
+    assert!(half > 1, "{} chunks", chunks.len());
+    let send = |plant: &Plant, range: std::ops::Range<usize>| {
+        let mut fleet = Client::connect(plant.gateway().mqtt, &Connect::new("fleet")).unwrap();
+        for n in range {
+            fleet.publish(&manifest.chunk_topic(n), chunks[n], true).unwrap();
+        }
+        fleet
+    };
+    send(&plant, 0..half).publish(&manifest.topic(), &manifest.to_json(), true).unwrap();
+    let staged = plant.wait_for_state("staged", "");
+    assert_eq!((&staged["chunks"], &staged["of"]), (&half.into(), &chunks.len().into()), "{staged}");
+    plant.kill();
+    plant.wait_for_version(1);
+    send(&plant, half..chunks.len());
+    plant.wait_for_version(5);
+    plant.scores_on("after the cut");
 }
 
 // Whenever the gateway is killed while models come and go, it comes back with a model that scores.

@@ -2,6 +2,9 @@
 //!
 //! Owns the task between a tap and a worker. What the worker says is seen through a `watch`; when the worker ends, why is kept.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -23,6 +26,7 @@ pub struct Seen {
 #[derive(Debug)]
 pub struct Watch {
     id: u64,
+    missed: Arc<AtomicU64>,
     seen: watch::Receiver<Seen>,
     commands: mpsc::Sender<Command>,
     task: JoinHandle<()>,
@@ -42,8 +46,14 @@ impl Watch {
         let (tap, reader) = tap::tap(id, patterns);
         commands.send(Command::Tap(tap)).await.map_err(|_| "the gateway is stopping".to_owned())?;
         let (told, seen) = watch::channel(Seen::default());
+        let missed = Arc::clone(&reader.missed);
         let task = tokio::spawn(show(worker, reader, told));
-        Ok(Watch { id, seen, commands, task })
+        Ok(Watch { id, missed, seen, commands, task })
+    }
+
+    /// Readings that it was not shown, because it was slower than the stream.
+    pub fn missed_readings(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
     }
 
     /// What is known of it now.

@@ -103,6 +103,8 @@ pub struct VersionView {
     pub version: VersionRow,
     /// In shadow: what it did beside the active models. On trial: what the models before it say.
     pub figures: Option<Figures>,
+    /// Readings that the watched models were not shown, because they were slower than the stream.
+    pub missed_readings: Option<u64>,
 }
 
 /// Where an update stands; retained on the model's state topic.

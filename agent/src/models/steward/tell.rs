@@ -46,11 +46,15 @@ impl Steward {
     pub(super) async fn show(&mut self) {
         let state = Arc::clone(&self.parts.state);
         let audit = tokio::task::spawn_blocking(move || state.audit(AUDIT_SHOWN)).await;
-        let figures = |row: &VersionRow| {
+        let seen = |row: &VersionRow| {
             let watched = self.watched.get(&row.name).filter(|watched| watched.sha256 == row.sha256)?;
-            Some(watched.watch.as_ref()?.seen().comparison.figures())
+            let watch = watched.watch.as_ref()?;
+            Some((watch.seen().comparison.figures(), watch.missed_readings()))
         };
-        let models = self.versions.iter().map(|row| VersionView { version: row.clone(), figures: figures(row) });
+        let models = self.versions.iter().map(|row| {
+            let (figures, missed_readings) = seen(row).unzip();
+            VersionView { version: row.clone(), figures, missed_readings }
+        });
         let audit = audit.ok().and_then(Result::ok).unwrap_or_default();
         self.parts.view.send_replace(Arc::new(ModelsView { models: models.collect(), audit }));
     }

@@ -14,7 +14,10 @@ use bytes::Bytes;
 use millwright_broker::log::{self, CursorError, Log, LogConfig, OpenError, WhenFull};
 use millwright_broker::message::{Message, QoS};
 use millwright_broker::topic::TopicName;
-use millwright_broker::{BindError, Broker, BrokerConfig, Limits, Publisher, UserError, Users};
+use millwright_broker::{
+    AccessRules, AllowAll, Authorize, BindError, Broker, BrokerConfig, Publisher, TlsListen, UserError, Users,
+    WebSocketListen,
+};
 use millwright_models::runtime::LoadLimits;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -293,7 +296,7 @@ fn log_config(config: &Config) -> LogConfig {
             config::WhenFull::DropOldest => WhenFull::DropOldest,
         },
         commit_delay: config.log.commit_delay,
-        limits: log::Limits { sessions_max: config.broker.max_sessions, ..log::Limits::default() },
+        limits: log::Limits { sessions_max: config.broker.sessions_max, ..log::Limits::default() },
     }
 }
 
@@ -302,22 +305,34 @@ fn broker_config(config: &Config, sources: &SourceMap) -> Result<BrokerConfig, U
     for user in &config.broker.users {
         users.insert(&user.name, user.password_hash.as_str())?;
     }
-    let limits = Limits {
-        connections_max: config.broker.max_connections,
-        packet_bytes_max: config.broker.max_packet_bytes,
-        connect_deadline: config.broker.connect_timeout,
-        keep_alive_max_s: config.broker.max_keep_alive_s,
-        session_expiry_max_s: config.broker.max_session_expiry_s,
-        ..Limits::default()
-    };
+    let broker = &config.broker;
+    let tls = broker.tls.clone().map(|tls| TlsListen { listen: tls.listen, files: tls.files });
+    let websocket = broker.websocket.clone().map(|it| WebSocketListen {
+        listen: it.listen,
+        tls_listen: it.tls_listen,
+        rules: it.rules,
+    });
     Ok(BrokerConfig {
-        listen: config.broker.listen,
-        users: (!users.is_empty()).then_some(users),
+        listen: broker.listen,
+        tls,
+        websocket,
+        users: broker.must_log_in().then_some(users),
+        allow_anonymous: broker.access.iter().any(|rule| rule.anonymous),
         telemetry: sources.filters(),
-        limits,
-        sys_interval: config.broker.sys_interval,
-        ..BrokerConfig::default()
+        authorize: authorize(config),
+        limits: broker.limits.clone(),
+        sys_interval: broker.sys_interval,
     })
+}
+
+/// Without users and rules everybody may do everything; else nobody may do anything that no rule allows.
+fn authorize(config: &Config) -> Arc<dyn Authorize> {
+    let broker = &config.broker;
+    if !broker.must_log_in() && broker.access.is_empty() {
+        return Arc::new(AllowAll);
+    }
+    let members = broker.users.iter().flat_map(|user| user.groups.iter().map(|group| (&*user.name, &**group)));
+    Arc::new(AccessRules::new(&broker.access, members))
 }
 
 /// This program. On Linux by a name that still leads to it when an upgrade has replaced the file under the running gateway.

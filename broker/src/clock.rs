@@ -7,6 +7,11 @@ pub(crate) fn now_us() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
+/// Seconds since 1970-01-01 UTC; 0 before.
+pub(crate) fn now_s() -> i64 {
+    now_us() / 1_000_000
+}
+
 /// A time as `20250131T235959Z`, for file names.
 pub(crate) fn compact_utc(us: i64) -> String {
     let seconds = us.div_euclid(1_000_000);

@@ -9,27 +9,30 @@ mod feed;
 mod io;
 mod opening;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until, timeout};
 
+use crate::admission::Stranger;
 use crate::clock;
 use crate::codec::{Decoder, Reason};
 use crate::keeper;
 use crate::log::{AppendError, Offset, SessionCursor};
 use crate::message::Message;
+use crate::rate::Allowance;
 use crate::registry::Place;
-use crate::server::{Hub, Stranger};
+use crate::server::Hub;
 use crate::session::{Ended, Event, Moment, Session};
 use crate::stats::count;
 use crate::topic::TopicFilter;
+use crate::transport::{self, Layers, Opened};
 use appends::Appends;
 use feed::Feed;
 use io::Io;
@@ -50,27 +53,47 @@ const PACE_PAUSE_MAX: Duration = Duration::from_millis(20);
 /// Pause of a publisher whose telemetry the log cannot keep up with.
 const LOG_PAUSE: Duration = Duration::from_millis(1);
 
+/// A connection as it was accepted.
+pub(crate) struct Newcomer {
+    pub(crate) stream: TcpStream,
+    pub(crate) layers: Layers,
+    pub(crate) peer: SocketAddr,
+    pub(crate) accepted_at: Instant,
+    pub(crate) stranger: Stranger,
+}
+
 /// Serves one connection to its end.
-pub(crate) async fn serve<S>(
-    hub: Arc<Hub>,
-    stream: S,
-    peer: SocketAddr,
-    stranger: Stranger,
-    stop: watch::Receiver<bool>,
-) where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+pub(crate) async fn serve(hub: Arc<Hub>, newcomer: Newcomer, mut stop: watch::Receiver<bool>) {
     count(&hub.counters.connections, 1);
-    let mut connection = Connection::new(&hub, stream, peer.ip(), stranger, stop);
-    connection.run().await;
-    connection.finish().await;
+    let Newcomer { stream, layers, peer, accepted_at, stranger } = newcomer;
+    let mut stranger = Some(stranger);
+    let deadline = accepted_at + hub.limits.connect_deadline;
+    let handshake = tokio::time::timeout_at(deadline.into(), transport::open(stream, &layers, hub.limits.packet_bytes_max));
+    let opened = tokio::select! {
+        opened = handshake => opened.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())),
+        () = evicted(&mut stranger) => Err(std::io::ErrorKind::TimedOut.into()),
+        () = stopped(&mut stop) => Err(std::io::ErrorKind::ConnectionAborted.into()),
+    };
+    match opened {
+        Ok(opened) => {
+            let mut connection = Connection::new(&hub, opened, (peer, accepted_at), stranger, stop);
+            connection.run().await;
+            connection.finish().await;
+        }
+        Err(error) => {
+            count(&hub.counters.handshakes_failed, 1);
+            tracing::debug!(%peer, %error, "a connection ended in its handshake");
+        }
+    }
     hub.counters.connections.fetch_sub(1, Ordering::Relaxed);
 }
 
-struct Connection<S> {
+struct Connection {
     hub: Arc<Hub>,
-    peer: IpAddr,
-    io: Io<S>,
+    peer: SocketAddr,
+    /// The name in its certificate.
+    certificate: Option<Box<str>>,
+    io: Io,
     session: Session,
     decoder: Decoder,
     input: BytesMut,
@@ -89,6 +112,10 @@ struct Connection<S> {
     storing: Option<Storing>,
     cursor: Option<SessionCursor>,
     closed: bool,
+    /// How often the client may publish, and how many publishes were charged.
+    publishes: (Allowance, u64),
+    /// Subscriptions counted in the hub.
+    subscriptions: usize,
     pause: Option<Pause>,
     timer: Pin<Box<Sleep>>,
     timer_at: Option<Instant>,
@@ -115,26 +142,35 @@ enum Wake {
     Close(Reason),
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    fn new(hub: &Arc<Hub>, stream: S, peer: IpAddr, stranger: Stranger, stop: watch::Receiver<bool>) -> Connection<S> {
+impl Connection {
+    fn new(
+        hub: &Arc<Hub>,
+        opened: Opened,
+        (peer, accepted_at): (SocketAddr, Instant),
+        stranger: Option<Stranger>,
+        stop: watch::Receiver<bool>,
+    ) -> Connection {
         let now = Instant::now();
         Connection {
             peer,
-            io: Io::new(stream),
-            session: Session::new(Arc::clone(&hub.limits), Arc::clone(&hub.authorize), now),
+            certificate: opened.certificate,
+            io: Io::new(opened.stream),
+            session: Session::new(Arc::clone(&hub.limits), Arc::clone(&hub.authorize), accepted_at),
             decoder: Decoder::server(hub.limits.packet_bytes_max),
             input: BytesMut::new(),
             appends: Appends::default(),
             feed: Feed::default(),
             head: hub.log.watch_head(),
             returned: hub.shares.watch_returned(),
-            stranger: Some(stranger),
+            stranger,
             place: None,
             stop,
             will: None,
             storing: None,
             cursor: None,
             closed: false,
+            publishes: (Allowance::new(hub.limits.publishes_per_s_max, now), 0),
+            subscriptions: 0,
             pause: None,
             timer: Box::pin(sleep_until(now.into())),
             timer_at: None,
@@ -144,8 +180,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn moment(&mut self) -> Moment {
         let log = &self.hub.log;
-        let filters_fit = log.sessions().has_room_for_filters();
-        Moment { at: Instant::now(), utc_us: clock::now_us(), head: log.head(), filters_fit }
+        Moment {
+            at: Instant::now(),
+            utc_us: clock::now_us(),
+            head: log.head(),
+            filters_fit: log.sessions().has_room_for_filters(),
+            subscriptions_fit: self.hub.subscriptions.load(Ordering::Relaxed) < self.hub.limits.subscriptions_total_max,
+        }
     }
 
     async fn run(&mut self) {
@@ -154,6 +195,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.session.handle_timeout(moment.at);
             self.decode(moment);
             self.session.pump(moment);
+            self.account();
             self.handle_events().await;
             self.append(moment);
             self.store(moment);
@@ -180,10 +222,44 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             }
             let volatile = self.session.take_volatile();
-            if volatile.is_empty() {
+            let is_done = volatile.is_empty();
+            if !is_done {
+                self.publish_volatile(volatile, moment);
+            }
+            self.hold_to_rate(moment);
+            if is_done {
                 return;
             }
-            self.publish_volatile(volatile, moment);
+        }
+    }
+
+    /// A client that publishes faster than it may is not read for as long as it was too fast.
+    fn hold_to_rate(&mut self, moment: Moment) {
+        let (allowance, charged) = &mut self.publishes;
+        let publishes = self.session.publishes();
+        if let Some(wait) = allowance.spend(publishes - *charged, moment.at) {
+            self.pause = Some(Pause { for_room: false, until: moment.at + wait });
+        }
+        *charged = publishes;
+    }
+
+    /// Tells the others how many subscriptions there are, and the operator what was denied.
+    fn account(&mut self) {
+        let subscriptions = self.session.subscription_count();
+        if subscriptions != self.subscriptions {
+            let hub = &self.hub.subscriptions;
+            hub.fetch_add(subscriptions, Ordering::Relaxed);
+            hub.fetch_sub(self.subscriptions, Ordering::Relaxed);
+            self.subscriptions = subscriptions;
+        }
+        let (denied, first) = self.session.take_denied();
+        count(&self.hub.counters.denied, denied);
+        if let Some(topic) = first {
+            let identity = self.session.identity();
+            tracing::info!(
+                peer = %self.peer, client = %identity.client_id, name = identity.name(), %topic,
+                "not allowed by any access rule; more of this connection is only counted"
+            );
         }
     }
 
@@ -380,6 +456,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             tracing::warn!(client = %self.session.identity().client_id, "publishes or the end of a closed connection were not on disk in time");
         }
         self.count_end();
+        self.hub.subscriptions.fetch_sub(self.subscriptions, Ordering::Relaxed);
         // A client that comes back may do so now.
         self.place = None;
         self.stranger = None;

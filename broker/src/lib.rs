@@ -4,6 +4,7 @@
 //! QoS 1 and 2 are readers of that log; QoS 0 deliveries are fanned out live, in memory. [`codec`] reads and writes the protocol; the session between is a state machine without
 //! socket, clock or database.
 
+mod admission;
 pub mod auth;
 mod clock;
 pub mod codec;
@@ -13,6 +14,7 @@ mod limits;
 mod live;
 pub mod log;
 pub mod message;
+mod rate;
 mod registry;
 pub mod retained;
 mod server;
@@ -21,8 +23,14 @@ mod shares;
 mod stats;
 mod sys;
 pub mod topic;
+mod transport;
 
-pub use auth::{AllowAll, Authorize, Identity, UserError, Users, hash_password};
+pub use auth::{
+    AccessPattern, AccessPatternError, AccessRule, AccessRules, AllowAll, Authorize, Identity, UserError, Users,
+    hash_password,
+};
 pub use limits::Limits;
-pub use server::{BindError, Broker, BrokerConfig, Publisher};
+pub use server::{Addresses, BindError, Broker, BrokerConfig, Publisher, TlsListen, WebSocketListen};
 pub use stats::BrokerStats;
+pub use transport::tls::{ClientCertificates, TlsError, TlsFiles, TlsState};
+pub use transport::websocket::WebSocketRules;

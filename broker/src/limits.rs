@@ -7,6 +7,11 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections at a time. A quiet one costs about 13 KiB, with a subscription or without.
     pub connections_max: usize,
+    /// Connections at a time from one network: an IPv4 address, or an IPv6 /64.
+    pub connections_per_network_max: usize,
+    /// TLS handshakes per second from one network, after a burst of twice as many; 0 is no limit. One costs some 0.5 ms of
+    /// a core.
+    pub tls_handshakes_per_s_max: u32,
     /// Connections at a time that have not been accepted yet: at most this many times
     /// [`crate::codec::CONNECT_BYTES_MAX`] of memory for strangers. When there are more, the next waits until one was
     /// accepted, or until the oldest has been silent for a second and is closed.
@@ -15,8 +20,17 @@ pub struct Limits {
     pub connect_deadline: Duration,
     /// The largest packet in bytes, either direction, with its fixed header.
     pub packet_bytes_max: usize,
+    /// The longest topic or filter, in bytes; at most [`crate::topic::TOPIC_BYTES_MAX`].
+    pub topic_bytes_max: usize,
+    /// The most levels of a topic or filter; at most [`crate::topic::TOPIC_LEVELS_MAX`].
+    pub topic_levels_max: usize,
     /// Subscriptions of one client.
     pub subscriptions_max: usize,
+    /// Subscriptions of all connected clients together; about 200 bytes each.
+    pub subscriptions_total_max: usize,
+    /// Publishes per second from one client, after a burst of twice as many; beyond, its socket is not read for a while. 0 is
+    /// no limit.
+    pub publishes_per_s_max: u32,
     /// QoS 1 and 2 messages on their way to one client, unless its receive maximum is smaller. An entry is 16 bytes.
     pub inflight_max: u16,
     /// QoS 1 and 2 messages on their way from one client; announced in MQTT 5.
@@ -35,14 +49,28 @@ pub struct Limits {
     pub session_expiry_max_s: u32,
 }
 
+impl Limits {
+    /// Whether a topic or filter is short and flat enough.
+    pub(crate) fn fits_topic(&self, topic: &str) -> bool {
+        topic.len() <= self.topic_bytes_max
+            && topic.bytes().filter(|byte| *byte == b'/').count() < self.topic_levels_max
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
             connections_max: 2_000,
+            connections_per_network_max: 2_000,
+            tls_handshakes_per_s_max: 50,
             connecting_max: 128,
             connect_deadline: Duration::from_secs(10),
             packet_bytes_max: 1024 * 1024,
+            topic_bytes_max: crate::topic::TOPIC_BYTES_MAX,
+            topic_levels_max: crate::topic::TOPIC_LEVELS_MAX,
             subscriptions_max: 1_000,
+            subscriptions_total_max: 100_000,
+            publishes_per_s_max: 100_000,
             inflight_max: 1_000,
             receive_max: 1_000,
             topic_aliases_max: 64,

@@ -1,6 +1,6 @@
 //! Which connection has which client identifier, and takeovers. [MQTT-3.1.4-3]
 //!
-//! Owns the table. A newcomer replaces the entry, tells the connection that had it to go, and waits until it is gone,
+//! Owns the table. A newcomer of the same owner replaces the entry, tells the connection that had it to go, and waits until it is gone,
 //! its will included; so the two never overlap and what the old one published comes first.
 
 use std::collections::HashMap;
@@ -18,9 +18,19 @@ pub(crate) struct Registry {
 #[derive(Debug)]
 struct Entry {
     number: u32,
+    holder: Holder,
     close: watch::Sender<Option<Reason>>,
     /// Closed when the connection is gone.
     alive: watch::Receiver<()>,
+}
+
+/// Who has a client identifier.
+#[derive(Debug, PartialEq, Eq)]
+enum Holder {
+    /// A connection of this owner; [`crate::Identity::owner`].
+    Client(Option<Box<str>>),
+    /// The keeper of sessions, for a moment: whoever wants the identifier waits.
+    Keeper,
 }
 
 /// A connection's place in the table; gives it up when dropped.
@@ -49,38 +59,52 @@ impl Predecessor {
 }
 
 impl Registry {
-    /// Takes the client identifier for connection `number`; the connection that has it is told to go.
-    pub(crate) fn take(self: &Arc<Self>, client_id: &str, number: u32) -> (Place, Option<Predecessor>) {
-        let (close, closed) = watch::channel(None);
-        let (alive_sender, alive) = watch::channel(());
+    /// Takes the client identifier for connection `number` of `owner`; the connection that has it is told to go. `None` if
+    /// that connection is another owner's.
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        client_id: &str,
+        number: u32,
+        owner: Option<&str>,
+    ) -> Option<(Place, Option<Predecessor>)> {
+        let holder = Holder::Client(owner.map(Into::into));
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = clients.insert(client_id.into(), Entry { number, close, alive });
+        if clients.get(client_id).is_some_and(|entry| entry.holder != Holder::Keeper && entry.holder != holder) {
+            return None;
+        }
+        let (place, entry) = self.place(client_id, number, holder);
+        let before = clients.insert(client_id.into(), entry);
         drop(clients);
         let predecessor = before.map(|entry| {
             entry.close.send_replace(Some(Reason::SessionTakenOver));
             Predecessor { alive: entry.alive }
         });
-        let registry = Arc::clone(self);
-        (Place { registry, client_id: client_id.into(), number, close: closed, _alive: alive_sender }, predecessor)
+        Some((place, predecessor))
     }
 
-    /// Takes the client identifier if no connection has it.
+    /// Takes the client identifier for the keeper if no connection has it.
     pub(crate) fn take_free(self: &Arc<Self>, client_id: &str, number: u32) -> Option<Place> {
-        let (close, closed) = watch::channel(None);
-        let (alive_sender, alive) = watch::channel(());
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if clients.contains_key(client_id) {
             return None;
         }
-        clients.insert(client_id.into(), Entry { number, close, alive });
+        let (place, entry) = self.place(client_id, number, Holder::Keeper);
+        clients.insert(client_id.into(), entry);
         drop(clients);
-        Some(Place {
+        Some(place)
+    }
+
+    fn place(self: &Arc<Self>, client_id: &str, number: u32, holder: Holder) -> (Place, Entry) {
+        let (close, closed) = watch::channel(None);
+        let (alive_sender, alive) = watch::channel(());
+        let place = Place {
             registry: Arc::clone(self),
             client_id: client_id.into(),
             number,
             close: closed,
             _alive: alive_sender,
-        })
+        };
+        (place, Entry { number, holder, close, alive })
     }
 
     /// Clients that have an identifier.

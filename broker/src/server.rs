@@ -1,19 +1,21 @@
 //! The broker as a whole: the accept loop, what connections share, start and shutdown.
 //!
-//! Owns the listening socket and the tasks: one per connection, and the accept loop that joins them all. Shutdown order:
+//! Owns the listening sockets and the tasks: one per connection, and the accept loop that joins them all. Shutdown order:
 //! stop accepting; every connection gets DISCONNECT 0x8B, hands its publishes and its will to the log, and ends. The log
 //! is its owner's to close, afterwards.
 
-use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::admission::Admission;
 use crate::auth::{AllowAll, Authenticator, Authorize, Users};
 use crate::clock;
 use crate::connection;
@@ -27,6 +29,9 @@ use crate::shares::Shares;
 use crate::stats::{BrokerStats, Counters, count};
 use crate::sys;
 use crate::topic::TopicFilter;
+use crate::transport::Layers;
+use crate::transport::tls::{self, Tls, TlsError, TlsFiles, TlsState};
+use crate::transport::websocket::WebSocketRules;
 
 /// How long connections may take to end at shutdown.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
@@ -34,22 +39,22 @@ const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: no file descriptors, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a connection may be silent while others wait for its place.
-const SILENT_MAX: Duration = Duration::from_secs(1);
-
-/// How long an evicted connection may take to go.
-const EVICTION_MAX: Duration = Duration::from_secs(2);
-
 /// Set in the numbers of stored sessions, which stay the same over restarts; the others are counted from 1.
 pub(crate) const STORED_NUMBER: u32 = 1 << 31;
 
 /// How to run a broker.
 #[derive(Debug, Clone)]
 pub struct BrokerConfig {
-    /// Where to listen; port 0 takes a free one.
+    /// Where to listen for MQTT over TCP; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where to listen for MQTT over TLS.
+    pub tls: Option<TlsListen>,
+    /// Where to listen for MQTT over WebSocket.
+    pub websocket: Option<WebSocketListen>,
     /// Who may connect; `None` lets everyone in.
     pub users: Option<Users>,
+    /// Lets clients in that bring neither a user name nor a certificate, also where there are users.
+    pub allow_anonymous: bool,
     /// Topics that are logged even at QoS 0.
     pub telemetry: Vec<TopicFilter>,
     /// What clients may do.
@@ -60,11 +65,34 @@ pub struct BrokerConfig {
     pub sys_interval: Duration,
 }
 
+/// A listener for TLS.
+#[derive(Debug, Clone)]
+pub struct TlsListen {
+    /// Where; `None` if the files are for WebSocket alone.
+    pub listen: Option<SocketAddr>,
+    /// Certificates and keys.
+    pub files: TlsFiles,
+}
+
+/// Listeners for WebSocket.
+#[derive(Debug, Clone)]
+pub struct WebSocketListen {
+    /// Where, without encryption.
+    pub listen: Option<SocketAddr>,
+    /// Where, over TLS, with the files of [`BrokerConfig::tls`].
+    pub tls_listen: Option<SocketAddr>,
+    /// What requests must be like.
+    pub rules: WebSocketRules,
+}
+
 impl Default for BrokerConfig {
     fn default() -> BrokerConfig {
         BrokerConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 1883)),
+            tls: None,
+            websocket: None,
             users: None,
+            allow_anonymous: false,
             telemetry: Vec::new(),
             authorize: Arc::new(AllowAll),
             limits: Limits::default(),
@@ -90,6 +118,9 @@ pub enum BindError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Certificates or keys.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// What all connections share.
@@ -104,6 +135,8 @@ pub(crate) struct Hub {
     pub(crate) shares: Shares,
     pub(crate) registry: Arc<Registry>,
     pub(crate) counters: Counters,
+    /// Subscriptions of all connected clients.
+    pub(crate) subscriptions: AtomicUsize,
     numbers: AtomicU32,
 }
 
@@ -158,9 +191,11 @@ impl Hub {
 #[derive(Debug)]
 pub struct Broker {
     hub: Arc<Hub>,
-    local_addr: SocketAddr,
+    addresses: Addresses,
+    tls: Option<Arc<Tls>>,
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
+    watching: Option<JoinHandle<()>>,
     keeper: JoinHandle<()>,
     sys: JoinHandle<()>,
 }
@@ -171,34 +206,49 @@ impl Broker {
     /// # Errors
     /// [`BindError`] if the address cannot be listened on.
     pub async fn bind(config: BrokerConfig, log: Log) -> Result<Broker, BindError> {
-        let address = config.listen;
-        let listener = TcpListener::bind(address).await.map_err(|source| match source.kind() {
-            std::io::ErrorKind::AddrInUse => BindError::InUse { address },
-            _ => BindError::Listen { address, source },
-        })?;
-        let local_addr = listener.local_addr().map_err(|source| BindError::Listen { address, source })?;
+        let tls = config.tls.as_ref().map(|tls| Tls::load(tls.files.clone()).map(Arc::new)).transpose()?;
+        let (doors, addresses) = open_doors(&config, tls.as_ref()).await?;
         let hub = Arc::new(Hub {
             limits: Arc::new(config.limits),
             authorize: config.authorize,
-            authenticator: Authenticator::new(config.users),
+            authenticator: Authenticator::new(config.users, config.allow_anonymous),
             telemetry: config.telemetry,
             shares: Shares::new(log.sessions().take_shared()),
             log,
             live: Live::default(),
             registry: Arc::default(),
             counters: Counters::default(),
+            subscriptions: AtomicUsize::new(0),
             numbers: AtomicU32::new(1),
         });
         let stop = watch::Sender::new(false);
-        let accepting = tokio::spawn(accept(Arc::clone(&hub), listener, stop.subscribe()));
+        let accepting = tokio::spawn(accept(Arc::clone(&hub), doors, stop.subscribe()));
         let keeper = tokio::spawn(keeper::run(Arc::clone(&hub), stop.subscribe()));
         let sys = tokio::spawn(sys::run(Arc::clone(&hub), config.sys_interval, stop.subscribe()));
-        Ok(Broker { hub, local_addr, stop, accepting, keeper, sys })
+        let watching = tls.clone().map(|tls| tokio::spawn(tls::watch(tls, stop.subscribe())));
+        Ok(Broker { hub, addresses, tls, stop, accepting, watching, keeper, sys })
     }
 
-    /// Where it listens.
+    /// Where it listens for MQTT over TCP.
     pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+        self.addresses.tcp
+    }
+
+    /// All addresses where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Reads the certificates again, now; connections that are open stay as they are. Without TLS there is nothing to do.
+    pub fn reload_certificates(&self) {
+        if let Some(tls) = &self.tls {
+            tls::tell(&tls.reload());
+        }
+    }
+
+    /// How TLS stands; `None` if there is none.
+    pub fn tls_state(&self) -> Option<TlsState> {
+        self.tls.as_ref().map(|tls| tls.state())
     }
 
     /// A handle for the gateway's own publications.
@@ -216,9 +266,68 @@ impl Broker {
         self.stop.send_replace(true);
         // What ended by panic needs no stopping.
         let _ = self.accepting.await;
+        if let Some(watching) = self.watching {
+            let _ = watching.await;
+        }
         let _ = self.keeper.await;
         let _ = self.sys.await;
     }
+}
+
+/// Where a broker listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// MQTT over TCP.
+    pub tcp: SocketAddr,
+    /// MQTT over TLS.
+    pub tls: Option<SocketAddr>,
+    /// MQTT over WebSocket.
+    pub websocket: Option<SocketAddr>,
+    /// MQTT over WebSocket over TLS.
+    pub websocket_tls: Option<SocketAddr>,
+}
+
+/// A listening socket and what is spoken on it.
+struct Door {
+    listener: TcpListener,
+    layers: Layers,
+}
+
+impl Door {
+    async fn open(address: SocketAddr, layers: Layers) -> Result<(Door, SocketAddr), BindError> {
+        let listener = TcpListener::bind(address).await.map_err(|source| match source.kind() {
+            std::io::ErrorKind::AddrInUse => BindError::InUse { address },
+            _ => BindError::Listen { address, source },
+        })?;
+        let local_addr = listener.local_addr().map_err(|source| BindError::Listen { address, source })?;
+        Ok((Door { listener, layers }, local_addr))
+    }
+}
+
+async fn open_doors(config: &BrokerConfig, tls: Option<&Arc<Tls>>) -> Result<(Vec<Door>, Addresses), BindError> {
+    let secure = tls.cloned();
+    let websocket = config.websocket.as_ref().map(|websocket| Arc::new(websocket.rules.clone()));
+    let on_tls = config.tls.as_ref().and_then(|tls| tls.listen);
+    let on_websocket = config.websocket.as_ref().and_then(|websocket| websocket.listen);
+    let on_both = config.websocket.as_ref().and_then(|websocket| websocket.tls_listen).filter(|_| secure.is_some());
+    let wanted = [
+        (Some(config.listen), Layers::default()),
+        (on_tls, Layers { tls: secure.clone(), websocket: None }),
+        (on_websocket, Layers { tls: None, websocket: websocket.clone() }),
+        (on_both, Layers { tls: secure, websocket }),
+    ];
+    let mut doors = Vec::new();
+    let mut addresses = [None; 4];
+    for ((address, layers), local) in wanted.into_iter().zip(&mut addresses) {
+        let Some(address) = address else { continue };
+        let (door, local_addr) = Door::open(address, layers).await?;
+        doors.push(door);
+        *local = Some(local_addr);
+    }
+    let [tcp, tls, websocket, websocket_tls] = addresses;
+    // The first is always wanted.
+    let tcp = tcp.unwrap_or(config.listen);
+    Ok((doors, Addresses { tcp, tls, websocket, websocket_tls }))
 }
 
 /// Publishes for the gateway itself. Cheap to clone.
@@ -254,10 +363,9 @@ impl Publisher {
 }
 
 /// Accepts until told to stop, then waits for the connections to end.
-async fn accept(hub: Arc<Hub>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+async fn accept(hub: Arc<Hub>, doors: Vec<Door>, mut stop: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
-    let places = Arc::new(Semaphore::new(hub.limits.connections_max));
-    let mut strangers = Strangers::new(hub.limits.connecting_max);
+    let mut admission = Admission::new(&hub.limits);
     loop {
         let accepted = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
@@ -265,9 +373,9 @@ async fn accept(hub: Arc<Hub>, listener: TcpListener, mut stop: watch::Receiver<
                 report(ended);
                 continue;
             }
-            accepted = listener.accept() => accepted,
+            accepted = accept_any(&doors) => accepted,
         };
-        let (stream, peer) = match accepted {
+        let (stream, peer, layers) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection; trying again");
@@ -275,24 +383,26 @@ async fn accept(hub: Arc<Hub>, listener: TcpListener, mut stop: watch::Receiver<
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        let accepted_at = Instant::now();
+        let Some(entry) = admission.enter(peer.ip(), layers.tls.is_some(), accepted_at) else {
             count(&hub.counters.turned_away, 1);
             continue;
         };
         let stranger = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
-            stranger = strangers.admit(&hub.counters) => stranger,
+            stranger = admission.make_room(&hub.counters) => stranger,
         };
         count(&hub.counters.accepted, 1);
         prepare(&stream);
+        let newcomer = connection::Newcomer { stream, layers: layers.clone(), peer, accepted_at, stranger };
         let (hub, stop) = (Arc::clone(&hub), stop.clone());
         connections.spawn(async move {
             // On the heap, so that the task's own frame stays small.
-            Box::pin(connection::serve(hub, stream, peer, stranger, stop)).await;
-            drop(place);
+            Box::pin(connection::serve(hub, newcomer, stop)).await;
+            drop(entry);
         });
     }
-    drop(listener);
+    drop(doors);
     let all = async {
         while let Some(ended) = connections.join_next().await {
             report(ended);
@@ -304,56 +414,17 @@ async fn accept(hub: Arc<Hub>, listener: TcpListener, mut stop: watch::Receiver<
     }
 }
 
-/// A connection that has not been accepted.
-#[derive(Debug)]
-pub(crate) struct Stranger {
-    _permit: OwnedSemaphorePermit,
-    /// Resolves when its place is needed by others.
-    pub(crate) evicted: oneshot::Receiver<()>,
-}
-
-/// The connections that have not been accepted, oldest first. Silent ones must not keep others out.
-struct Strangers {
-    places: Arc<Semaphore>,
-    evict: VecDeque<(Instant, oneshot::Sender<()>)>,
-}
-
-impl Strangers {
-    fn new(places: usize) -> Strangers {
-        Strangers { places: Arc::new(Semaphore::new(places)), evict: VecDeque::new() }
-    }
-
-    /// Waits for a place; makes one if the oldest had its time.
-    async fn admit(&mut self, counters: &Counters) -> Stranger {
-        self.evict.retain(|(_, evict)| !evict.is_closed());
-        // One at a time: an evicted connection takes a moment to go.
-        let mut next = Instant::now();
-        let permit = loop {
-            let oldest_until = self.evict.front().map(|(since, _)| next.max(*since + SILENT_MAX));
-            tokio::select! {
-                biased;
-                Ok(permit) = Arc::clone(&self.places).acquire_owned() => break permit,
-                () = until(oldest_until) => {
-                    next = Instant::now() + EVICTION_MAX;
-                    if let Some((_, evict)) = self.evict.pop_front()
-                        && evict.send(()).is_ok()
-                    {
-                        count(&counters.turned_away, 1);
-                    }
-                }
+/// The next connection at any of the doors.
+async fn accept_any(doors: &[Door]) -> std::io::Result<(TcpStream, SocketAddr, &Layers)> {
+    poll_fn(|cx| {
+        for door in doors {
+            if let Poll::Ready(accepted) = door.listener.poll_accept(cx) {
+                return Poll::Ready(accepted.map(|(stream, peer)| (stream, peer, &door.layers)));
             }
-        };
-        let (evict, evicted) = oneshot::channel();
-        self.evict.push_back((Instant::now(), evict));
-        Stranger { _permit: permit, evicted }
-    }
-}
-
-async fn until(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time.into()).await,
-        None => std::future::pending().await,
-    }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 fn prepare(stream: &TcpStream) {

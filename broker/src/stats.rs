@@ -11,9 +11,15 @@ pub struct BrokerStats {
     pub clients: u64,
     /// Connections accepted from the network.
     pub accepted: u64,
-    /// Connections closed because of [`crate::Limits::connections_max`], or silent ones because of
-    /// [`crate::Limits::connecting_max`].
+    /// Connections closed because of [`crate::Limits::connections_max`], [`crate::Limits::connections_per_network_max`] or
+    /// [`crate::Limits::tls_handshakes_per_s_max`], or silent ones because of [`crate::Limits::connecting_max`].
     pub turned_away: u64,
+    /// TLS or WebSocket handshakes that failed.
+    pub handshakes_failed: u64,
+    /// Logins with a wrong user name or password.
+    pub logins_wrong: u64,
+    /// Publishes and subscriptions that access rules do not allow.
+    pub denied: u64,
     /// CONNECTs refused, wrong passwords among them.
     pub refused: u64,
     /// Connections that ended because the client broke the protocol.
@@ -64,6 +70,9 @@ counters!(
     connections,
     accepted,
     turned_away,
+    handshakes_failed,
+    logins_wrong,
+    denied,
     refused,
     protocol_errors,
     keep_alive_timeouts,

@@ -5,6 +5,7 @@
 //! with its line and a remedy; a [`Config`] that exists has none. Never opens a socket or a database. A file has at
 //! most [`CONFIG_BYTES_MAX`] bytes.
 
+mod broker;
 mod mistake;
 mod reader;
 mod sections;
@@ -18,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use millwright_broker::{AccessRule, ClientCertificates, Limits, TlsFiles, WebSocketRules};
 use millwright_models::signature::PublicKey;
 
 pub use mistake::{ConfigError, Mistake, Mistakes};
@@ -36,6 +38,9 @@ pub const SOURCES_MAX: usize = 256;
 
 /// The most `[[broker.user]]` entries; they are kept in memory.
 pub const USERS_MAX: usize = 1_000;
+
+/// The most `[[broker.access]]` entries; they are kept in memory.
+pub const ACCESS_RULES_MAX: usize = 1_000;
 
 /// Everything that `gateway.toml` says, with a default for what it does not.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,22 +81,57 @@ pub struct BrokerSection {
     pub listen: SocketAddr,
     /// Lets clients in without a password on an address that the network can reach.
     pub allow_anonymous_on_network: bool,
-    /// Clients connected at the same time.
-    pub max_connections: usize,
-    /// The largest MQTT packet, in bytes.
-    pub max_packet_bytes: usize,
-    /// How long a new connection may take to say CONNECT.
-    pub connect_timeout: Duration,
-    /// The longest keep-alive that is granted, in seconds; 0 grants any.
-    pub max_keep_alive_s: u16,
-    /// The longest that a session outlives its connection, in seconds.
-    pub max_session_expiry_s: u32,
+    /// What clients may take.
+    pub limits: Limits,
     /// Sessions that are kept for clients, away or not.
-    pub max_sessions: usize,
+    pub sessions_max: usize,
     /// How often `$SYS` is published; zero is never.
     pub sys_interval: Duration,
     /// `[[broker.user]]`; if there is one, every client must log in.
     pub users: Vec<UserEntry>,
+    /// `[[broker.access]]`
+    pub access: Vec<AccessRule>,
+    /// `[broker.tls]`
+    pub tls: Option<TlsSection>,
+    /// `[broker.websocket]`
+    pub websocket: Option<WebSocketSection>,
+}
+
+impl BrokerSection {
+    /// Whether clients must say who they are: there are users, or certificates of clients are trusted.
+    pub fn must_log_in(&self) -> bool {
+        let asks = |tls: &TlsSection| tls.files.clients != ClientCertificates::Off;
+        !self.users.is_empty() || self.tls.as_ref().is_some_and(asks)
+    }
+}
+
+/// MQTT over TLS.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TlsSection {
+    /// Where clients connect; `None` if the certificate is for WebSocket alone.
+    pub listen: Option<SocketAddr>,
+    /// Certificates and keys.
+    pub files: TlsFiles,
+}
+
+impl TlsSection {
+    fn be_relative_to(&mut self, folder: &Path) {
+        let TlsFiles { certificate, key, client_ca, client_crl, .. } = &mut self.files;
+        for file in [Some(certificate), Some(key), client_ca.as_mut(), client_crl.as_mut()].into_iter().flatten() {
+            *file = folder.join(&file);
+        }
+    }
+}
+
+/// MQTT over WebSocket.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WebSocketSection {
+    /// Where clients connect without encryption.
+    pub listen: Option<SocketAddr>,
+    /// Where clients connect over TLS.
+    pub tls_listen: Option<SocketAddr>,
+    /// What their requests must be like.
+    pub rules: WebSocketRules,
 }
 
 /// One `[[broker.user]]`.
@@ -101,6 +141,8 @@ pub struct UserEntry {
     pub name: String,
     /// The password's hash in PHC form.
     pub password_hash: PasswordHash,
+    /// The groups it is in.
+    pub groups: Vec<String>,
 }
 
 impl std::fmt::Debug for UserEntry {
@@ -219,7 +261,7 @@ impl Config {
         draft.complete(GatewaySection { id, data_dir })
     }
 
-    /// Reads a file. A relative `data_dir` is relative to the file's folder.
+    /// Reads a file. A relative `data_dir` or file is relative to the configuration's folder.
     ///
     /// # Errors
     /// The file cannot be read, or holds mistakes: all of them.
@@ -260,7 +302,11 @@ impl Config {
         match draft.gateway.clone() {
             Some(mut gateway) if mistakes.is_empty() => {
                 gateway.data_dir = folder.join(gateway.data_dir);
-                Ok(Loaded { config: draft.complete(gateway), warnings })
+                let mut config = draft.complete(gateway);
+                if let Some(tls) = &mut config.broker.tls {
+                    tls.be_relative_to(folder);
+                }
+                Ok(Loaded { config, warnings })
             }
             _ => Err(Mistakes { file: file.to_owned(), mistakes, warnings }),
         }

@@ -32,7 +32,7 @@ pub struct KeyInfo {
 #[derive(Debug, Clone)]
 pub(super) struct Spot {
     offset: usize,
-    place: String,
+    pub(super) place: String,
 }
 
 /// One document being read, and everything found wrong with it so far.
@@ -166,6 +166,11 @@ impl<'r, 'd> Section<'r, 'd> {
         (offset, table): (usize, &'d DeTable<'d>),
     ) -> Section<'r, 'd> {
         Section { document, label, table: Some(table), offset, asked: Vec::new() }
+    }
+
+    /// Whether the document gives this section.
+    pub(super) fn is_given(&self) -> bool {
+        self.table.is_some()
     }
 
     /// Whether the document gives `key`.

@@ -6,8 +6,10 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
+
+use crate::transport::Transport;
 
 /// Room that is made for a read: little for a quiet client, more for one that fills it.
 const READ_BYTES_MIN: usize = 4 * 1024;
@@ -26,16 +28,18 @@ pub(super) enum Progress {
 }
 
 #[derive(Debug)]
-pub(super) struct Io<S> {
-    stream: S,
+pub(super) struct Io {
+    stream: Transport,
+    /// The layers below may hold bytes that they have taken and not sent.
+    flushed: bool,
     read_bytes: usize,
     /// Since when there is output that the client does not take.
     stalled_since: Option<Instant>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
-    pub(super) fn new(stream: S) -> Io<S> {
-        Io { stream, read_bytes: READ_BYTES_MIN, stalled_since: None }
+impl Io {
+    pub(super) fn new(stream: Transport) -> Io {
+        Io { stream, flushed: true, read_bytes: READ_BYTES_MIN, stalled_since: None }
     }
 
     pub(super) fn stalled_since(&self) -> Option<Instant> {
@@ -91,16 +95,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
                 Poll::Ready(bytes) => {
                     output.advance(bytes);
                     wrote = true;
+                    self.flushed = false;
                 }
                 Poll::Pending => break,
             }
         }
-        if output.is_empty() {
+        if !self.flushed {
+            self.flushed = Pin::new(&mut self.stream).poll_flush(cx)?.is_ready();
+        }
+        if output.is_empty() && self.flushed {
             self.stalled_since = None;
-            if output.capacity() > OUTPUT_KEPT_BYTES {
-                *output = BytesMut::new();
-            }
-        } else if wrote || self.stalled_since.is_none() {
+        }
+        if output.is_empty() && output.capacity() > OUTPUT_KEPT_BYTES {
+            *output = BytesMut::new();
+        }
+        if !(output.is_empty() && self.flushed) && (wrote || self.stalled_since.is_none()) {
             self.stalled_since = Some(Instant::now());
         }
         Ok(wrote)

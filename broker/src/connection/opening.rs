@@ -1,13 +1,13 @@
 //! From CONNECT to CONNACK: authenticate, take the client identifier, find or begin the session.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{Connection, stopped};
-use crate::auth::Login;
+use crate::auth::{Credentials, Identity, Login};
 use crate::clock;
 use crate::codec::{Connect, Reason};
 use crate::keeper;
@@ -25,7 +25,7 @@ const OPEN_MAX: Duration = Duration::from_secs(10);
 /// How long a client waits for the will of its earlier connection.
 const WILL_MAX: Duration = Duration::from_secs(1);
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+impl Connection {
     /// Decides about CONNECT and answers it.
     pub(super) async fn connect(&mut self, connect: &Connect) {
         match self.admit(connect).await {
@@ -40,34 +40,52 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     async fn admit(&mut self, connect: &Connect) -> Result<Acceptance, Reason> {
-        self.authenticate(connect).await?;
-        let wish = connect.client_id.as_str();
-        let assigned =
-            if wish.is_empty() { Some(assigned_client_id().ok_or(Reason::ServerUnavailable)?) } else { None };
-        if !self.session.identify(assigned.as_deref()) {
+        let username = self.authenticate(connect).await?;
+        let client_id = match connect.client_id.as_str() {
+            "" => assigned_client_id().ok_or(Reason::ServerUnavailable)?.into(),
+            wish => wish.into(),
+        };
+        if !self.session.identify(Identity { client_id, username, certificate: self.certificate.clone() }) {
             return Err(Reason::NotAuthorized);
         }
         let number = self.hub.next_number();
-        self.take_place(assigned.as_deref().unwrap_or(wish), number).await?;
+        self.take_place(number).await?;
         let opened = timeout(OPEN_MAX, self.open_session(connect.clean_start, number)).await;
         opened.unwrap_or(Err(Reason::ServerUnavailable))
     }
 
-    async fn authenticate(&mut self, connect: &Connect) -> Result<(), Reason> {
+    /// Gives the user name that the client goes by from now on.
+    async fn authenticate(&mut self, connect: &Connect) -> Result<Option<Box<str>>, Reason> {
         let username = connect.username.as_ref().map(|name| name.as_str());
-        let login = self.hub.authenticator.login(self.peer, username, connect.password.as_deref()).await;
-        let reason = match login {
-            Login::Accepted => return Ok(()),
+        let login = self.hub.authenticator.login(Credentials {
+            network: self.peer.ip().into(),
+            certificate: self.certificate.as_deref(),
+            username,
+            password: connect.password.as_deref(),
+        });
+        let reason = match login.await {
+            Login::Accepted => return Ok(username.map(Into::into)),
+            Login::ByCertificate => return Ok(None),
             Login::Wrong => Reason::BadUserNameOrPassword,
             Login::TooMany => Reason::ConnectionRateExceeded,
         };
+        count(&self.hub.counters.logins_wrong, 1);
         tracing::info!(peer = %self.peer, username, %reason, "client refused");
         Err(reason)
     }
 
+    /// To whom the client's sessions belong. Where nobody has to log in, user names mean nothing.
+    fn owner(&self) -> Option<String> {
+        let identity = self.session.identity();
+        if self.hub.authenticator.is_open() { None } else { identity.owner().map(Cow::into_owned) }
+    }
+
     /// Takes the client identifier, and waits until the connection that had it is gone.
-    async fn take_place(&mut self, client_id: &str, number: u32) -> Result<(), Reason> {
-        let (place, predecessor) = self.hub.registry.take(client_id, number);
+    async fn take_place(&mut self, number: u32) -> Result<(), Reason> {
+        let client_id = &self.session.identity().client_id;
+        let Some((place, predecessor)) = self.hub.registry.take(client_id, number, self.owner().as_deref()) else {
+            return Err(self.belongs_to_another());
+        };
         let close = place.close.clone();
         self.place = Some(place);
         let Some(predecessor) = predecessor else { return Ok(()) };
@@ -124,14 +142,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             tracing::error!(%error, "a stored session cannot be read");
             Reason::ServerUnavailable
         })?;
-        // Another user must not have the first one's messages.
-        let goes_on = |stored: &StoredSession| !clean_start && !is_over && stored.username == identity.username;
+        // Another user must not have the first one's messages, nor end its session while it may come back.
+        let is_own = |stored: &StoredSession| stored.username.as_deref() == identity.owner().as_deref();
+        let is_protected = |stored: &StoredSession| {
+            !is_over && stored.username.as_ref().is_some_and(|owner| self.hub.authenticator.protects(owner))
+        };
+        if stored.as_ref().is_some_and(|stored| !is_own(stored) && is_protected(stored)) {
+            return Err(self.belongs_to_another());
+        }
+        let goes_on = |stored: &StoredSession| !clean_start && !is_over && is_own(stored);
         if stored.as_ref().is_some_and(goes_on) {
             self.publish_due_will(stored.as_ref()).await;
             return Ok(stored);
         }
         keeper::end_session(&self.hub, id, stored).await.map_err(|_| Reason::ServerUnavailable)?;
         Ok(None)
+    }
+
+    fn belongs_to_another(&self) -> Reason {
+        let identity = self.session.identity();
+        tracing::info!(
+            peer = %self.peer, client = %identity.client_id, name = identity.name(),
+            "client refused: another user has a session with this client identifier"
+        );
+        Reason::NotAuthorized
     }
 
     /// A will that was due before the client came back goes out; its row is replaced by the new connection's. While the

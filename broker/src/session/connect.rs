@@ -43,18 +43,15 @@ impl Session {
         self.events.push_back(Event::Connect(Box::new(connect)));
     }
 
-    /// Who the client is; `assigned` is its identifier if it brought none. False if it was refused, for its will.
-    pub(crate) fn identify(&mut self, assigned: Option<&str>) -> bool {
+    /// Who the client is. False if it was refused, for its will.
+    pub(crate) fn identify(&mut self, identity: Identity) -> bool {
+        self.identity = identity;
         let Some(connect) = &self.connect else { return false };
-        self.identity = Identity {
-            client_id: assigned.unwrap_or(connect.client_id.as_str()).into(),
-            username: connect.username.as_ref().map(|name| name.as_str().into()),
-        };
-        let may_will = connect.will.as_ref().is_none_or(|will| self.authorize.may_publish(&self.identity, &will.topic));
-        if !may_will {
-            self.refuse(Reason::NotAuthorized);
+        let refusal = connect.will.as_ref().and_then(|will| self.check_topic(&will.topic).err());
+        if let Some(reason) = refusal {
+            self.refuse(reason);
         }
-        may_will
+        refusal.is_none()
     }
 
     /// How long the session is to outlive its connection, in seconds: the client's wish, cut to the limit. In 3.1.1 a
@@ -71,9 +68,10 @@ impl Session {
     /// What the store has to know before CONNACK of a session that outlives its connection; `stored` if it was there.
     pub(crate) fn first_update(&self, id: SessionId, stored: Option<&StoredSession>, moment: Moment) -> SessionUpdate {
         let (read_from, position) = stored.map_or((moment.head, moment.head), |it| (it.read_from, it.position()));
-        let Identity { client_id, username } = &self.identity;
+        let client_id = &self.identity.client_id;
+        let owner = self.identity.owner().map(|owner| owner.into_owned().into_boxed_str());
         SessionUpdate {
-            begin: stored.is_none().then(|| NewSession { client_id: client_id.clone(), username: username.clone() }),
+            begin: stored.is_none().then(|| NewSession { client_id: client_id.clone(), username: owner }),
             presence: Some(Presence { expiry_s: self.granted_expiry_s(), ended_us: None }),
             progress: Some(Progress { read_from, position }),
             will: Some(self.connect.as_ref().and_then(|connect| will_of(connect, 0))),

@@ -53,6 +53,8 @@ pub(crate) struct Moment {
     pub(crate) head: Offset,
     /// Whether a filter more can be stored.
     pub(crate) filters_fit: bool,
+    /// Whether all clients together may have a subscription more.
+    pub(crate) subscriptions_fit: bool,
 }
 
 /// Something for the shell to do.
@@ -140,6 +142,16 @@ pub(crate) struct Session {
     outbound: deliver::Outbound,
     subscriptions: subscriptions::Subscriptions,
     sharing: Vec<sharing::Sharing>,
+    denied: Denied,
+}
+
+/// What access rules did not allow.
+#[derive(Debug, Default)]
+struct Denied {
+    /// Not yet counted by the shell.
+    count: u64,
+    /// The first topic or filter, for the log: a device that is denied once is denied all the time.
+    first: Option<Box<str>>,
 }
 
 impl Session {
@@ -166,6 +178,7 @@ impl Session {
             events: VecDeque::new(),
             subscriptions: subscriptions::Subscriptions::default(),
             sharing: Vec::new(),
+            denied: Denied::default(),
         }
     }
 
@@ -342,6 +355,30 @@ impl Session {
     /// Whether the client was accepted and is served.
     pub(crate) fn is_open(&self) -> bool {
         self.phase == Phase::Open
+    }
+
+    /// Publishes received on this connection.
+    pub(crate) fn publishes(&self) -> u64 {
+        self.inbound.publishes()
+    }
+
+    /// How many subscriptions it has.
+    pub(crate) fn subscription_count(&self) -> usize {
+        self.subscriptions.len()
+    }
+
+    /// What was denied since the last call: how often, and, once in a connection, the first topic or filter.
+    pub(crate) fn take_denied(&mut self) -> (u64, Option<Box<str>>) {
+        let count = std::mem::take(&mut self.denied.count);
+        let is_first = self.denied.first.as_ref().is_some_and(|first| !first.is_empty());
+        // An empty text stays: the first was told.
+        let first = if is_first { self.denied.first.replace("".into()) } else { None };
+        (count, first)
+    }
+
+    fn deny(&mut self, topic: &str) {
+        self.denied.count += 1;
+        self.denied.first.get_or_insert_with(|| topic.into());
     }
 
     /// Sends a packet, unless it is larger than the client takes: then the connection ends. [MQTT-3.1.2-24]

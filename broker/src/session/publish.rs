@@ -58,6 +58,8 @@ struct Owed {
 /// What came in and is not finished.
 #[derive(Debug, Default)]
 pub(super) struct Inbound {
+    /// PUBLISH packets ever.
+    publishes: u64,
     owed: VecDeque<Owed>,
     /// How many of them are PUBACKs.
     owed_qos1: usize,
@@ -78,6 +80,10 @@ pub(super) struct Inbound {
 }
 
 impl Inbound {
+    pub(super) fn publishes(&self) -> u64 {
+        self.publishes
+    }
+
     pub(super) fn has_room(&self, limits: &Limits) -> bool {
         self.uncommitted_bytes < limits.inbound_bytes_max
             && self.owed.len() < ACKS_OWED_MAX
@@ -114,6 +120,7 @@ impl Inbound {
 
 impl Session {
     pub(super) fn on_publish(&mut self, publish: Publish) {
+        self.inbound.publishes += 1;
         if !publish.subscription_identifiers.is_empty() {
             return self.protocol_error("MQTT-3.3.4-6", "a client's PUBLISH has a subscription identifier");
         }
@@ -123,6 +130,9 @@ impl Session {
             return self.violation(Reason::ReceiveMaximumExceeded, "MQTT-3.3.4-9", what);
         }
         if let Err(reason) = self.check_publish(&publish, &topic) {
+            if reason == Reason::NotAuthorized {
+                self.deny(topic.as_str());
+            }
             return self.reject(&publish, reason);
         }
         let message = Message {
@@ -194,11 +204,20 @@ impl Session {
         self.version == Version::V5 && !resent && open >= usize::from(self.limits.receive_max)
     }
 
-    fn check_publish(&self, publish: &Publish, topic: &TopicName) -> Result<(), Reason> {
+    /// Whether the client may publish to this topic, at all.
+    pub(super) fn check_topic(&self, topic: &TopicName) -> Result<(), Reason> {
+        if !self.limits.fits_topic(topic.as_str()) {
+            return Err(Reason::TopicNameInvalid);
+        }
         // Statistics come from the broker alone. [MQTT-4.7.2]
         if topic.as_str().starts_with("$SYS/") || !self.authorize.may_publish(&self.identity, topic) {
             return Err(Reason::NotAuthorized);
         }
+        Ok(())
+    }
+
+    fn check_publish(&self, publish: &Publish, topic: &TopicName) -> Result<(), Reason> {
+        self.check_topic(topic)?;
         if !publish.properties.is_empty()
             && MessageProperties::read(&publish.properties).payload_is_text
             && std::str::from_utf8(&publish.payload).is_err()
@@ -211,6 +230,7 @@ impl Session {
     /// Refuses a publish: MQTT 5 says why; 3.1.1 can only close, since an acknowledgement means on disk here.
     fn reject(&mut self, publish: &Publish, reason: Reason) {
         match (self.version, publish.packet_id) {
+            // Nothing has to be said about a message that nobody waits for.
             (_, None) if reason == Reason::NotAuthorized => {}
             (_, None) => self.violation(reason, "MQTT-3.3.2.3.2", "a QoS 0 publish that cannot be accepted"),
             (Version::V5, Some(packet_id)) => self.owe(packet_id, publish.qos == QoS::ExactlyOnce, false, reason),

@@ -48,11 +48,18 @@ impl Session {
         retained: &mut Vec<TopicFilter>,
     ) -> Result<Reason, Reason> {
         let filter = TopicFilter::parse(wish.filter.as_str()).map_err(|_| Reason::TopicFilterInvalid)?;
+        if !self.limits.fits_topic(filter.as_written()) {
+            return Err(Reason::TopicFilterInvalid);
+        }
         if !self.authorize.may_subscribe(&self.identity, &filter) {
+            self.deny(filter.as_written());
             return Err(Reason::NotAuthorized);
         }
         let known = self.subscriptions.get(&filter).cloned();
         if known.is_none() && self.subscriptions.len() >= self.limits.subscriptions_max {
+            return Err(Reason::QuotaExceeded);
+        }
+        if known.is_none() && !moment.subscriptions_fit {
             return Err(Reason::QuotaExceeded);
         }
         if known.is_none() && self.persists() && !moment.filters_fit {

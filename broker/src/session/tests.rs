@@ -65,7 +65,7 @@ impl Wire {
         let mut wire = Wire::new(limits, connect.version);
         wire.handle(Packet::Connect(Box::new(connect)));
         assert!(matches!(wire.session.poll_event(), Some(Event::Connect(_))));
-        assert!(wire.session.identify(None));
+        assert!(wire.session.identify(Identity { client_id: "c".into(), ..Identity::default() }));
         wire.session.accept(Acceptance { number: 1, ..Acceptance::default() }, wire.moment());
         assert!(matches!(wire.sent()[..], [Packet::ConnAck(ConnAck { reason: Reason::Success, .. })]));
         wire
@@ -73,7 +73,7 @@ impl Wire {
 
     fn moment(&self) -> Moment {
         let at = self.start + Duration::from_millis(self.now_ms);
-        Moment { at, utc_us: self.now_ms as i64 * 1_000 + 1, head: Offset(self.head), filters_fit: true }
+        Moment { at, utc_us: self.now_ms as i64 * 1_000 + 1, head: Offset(self.head), filters_fit: true, subscriptions_fit: true }
     }
 
     fn handle(&mut self, packet: Packet) {

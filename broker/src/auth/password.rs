@@ -1,11 +1,10 @@
-//! Who may connect, and what they may do.
+//! Who may connect: user names, passwords, certificates.
 //!
 //! Owns the users with their password hashes and the rate at which passwords may be tried. Never stores a password.
 //! Verification is slow on purpose (argon2id), so it runs on blocking threads, two at a time.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -13,51 +12,20 @@ use argon2::password_hash::phc::PasswordHash;
 use argon2::{Argon2, PasswordHasher, PasswordVerifier};
 use tokio::sync::Semaphore;
 
-use crate::topic::{TopicFilter, TopicName};
+use super::{CERTIFICATE_MARK, Network};
 
 /// Passwords verified at a time: each takes 19 MiB and some 20 ms of one core.
 const VERIFICATIONS_MAX: usize = 2;
 
-/// Wrong passwords that one address may send in a row before it has to wait.
+/// Wrong passwords that one network may send in a row before it has to wait.
 const FAILURES_MAX: f64 = 10.0;
 
-/// Wrong passwords per second that one address is forgiven.
+/// Wrong passwords per second that one network is forgiven.
 const FAILURES_FORGIVEN_PER_S: f64 = 0.5;
 
-/// Addresses whose failures are remembered; 4,096 × about 50 bytes = 200 KiB. When it is full the table is emptied of
+/// Networks whose failures are remembered; 4,096 × about 50 bytes = 200 KiB. When it is full the table is emptied of
 /// those that are forgiven, then of all.
-const ADDRESSES_MAX: usize = 4_096;
-
-/// Who a client is, once it was accepted.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Identity {
-    /// Its client identifier.
-    pub client_id: Box<str>,
-    /// The user it authenticated as; `None` if anonymous.
-    pub username: Option<Box<str>>,
-}
-
-/// Decides what a client may do; asked for every publish and every subscription.
-pub trait Authorize: fmt::Debug + Send + Sync {
-    /// Whether the client may publish to this topic.
-    fn may_publish(&self, client: &Identity, topic: &TopicName) -> bool;
-    /// Whether the client may subscribe to this filter.
-    fn may_subscribe(&self, client: &Identity, filter: &TopicFilter) -> bool;
-}
-
-/// Everyone who may connect may publish and subscribe to everything.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct AllowAll;
-
-impl Authorize for AllowAll {
-    fn may_publish(&self, _: &Identity, _: &TopicName) -> bool {
-        true
-    }
-
-    fn may_subscribe(&self, _: &Identity, _: &TopicFilter) -> bool {
-        true
-    }
-}
+const NETWORKS_MAX: usize = 4_096;
 
 /// Why a user could not be added or a password not be hashed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -137,19 +105,45 @@ pub fn hash_password(password: &[u8]) -> Result<String, UserError> {
 /// What became of a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Login {
+    /// As what it says: a user whose password is right, or nobody in particular; anything where nobody has to log in.
     Accepted,
+    /// By its certificate; its user name, if it gave one, was not verified.
+    ByCertificate,
     Wrong,
-    /// Too many wrong passwords came from this address.
+    /// Too many wrong passwords came from this network.
     TooMany,
+}
+
+/// How a client says who it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Credentials<'a> {
+    /// Where it comes from.
+    pub(crate) network: Network,
+    /// The name in its certificate, which the handshake has verified.
+    pub(crate) certificate: Option<&'a str>,
+    pub(crate) username: Option<&'a str>,
+    pub(crate) password: Option<&'a [u8]>,
+}
+
+impl Credentials<'_> {
+    /// Whether the certificate alone says it: no user name, or the one in the certificate without a password.
+    fn by_certificate(&self) -> bool {
+        self.certificate.is_some()
+            && match self.username {
+                None => self.password.is_none(),
+                username => username == self.certificate && self.password.is_none(),
+            }
+    }
 }
 
 /// Verifies logins.
 pub(crate) struct Authenticator {
     users: Option<Arc<Users>>,
+    allow_anonymous: bool,
     /// Verified in place of the hash of a user that does not exist, so that it takes as long.
     nobody: Option<PasswordHash>,
     running: Semaphore,
-    failures: Mutex<HashMap<IpAddr, Failures>>,
+    failures: Mutex<HashMap<Network, Failures>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -172,23 +166,43 @@ impl fmt::Debug for Authenticator {
 }
 
 impl Authenticator {
-    /// `None` lets everyone in.
-    pub(crate) fn new(users: Option<Users>) -> Authenticator {
+    /// `None` lets everyone in; `allow_anonymous` lets in who brings neither a user name nor a certificate.
+    pub(crate) fn new(users: Option<Users>, allow_anonymous: bool) -> Authenticator {
         // Any hash with the usual parameters will do: nobody knows its password.
         let some_hash = |users: &Users| users.hashes.values().next().cloned();
         Authenticator {
             nobody: users.as_ref().and_then(some_hash),
             users: users.map(Arc::new),
+            allow_anonymous,
             running: Semaphore::new(VERIFICATIONS_MAX),
             failures: Mutex::new(HashMap::new()),
         }
     }
 
-    /// Verifies a user name and password that came from `address`.
-    pub(crate) async fn login(&self, address: IpAddr, username: Option<&str>, password: Option<&[u8]>) -> Login {
+    /// Whether nobody has to log in, so that user names mean nothing.
+    pub(crate) fn is_open(&self) -> bool {
+        self.users.is_none()
+    }
+
+    /// Whether sessions of this owner ([`super::Identity::owner`]) are protected from others: it can still come.
+    pub(crate) fn protects(&self, owner: &str) -> bool {
+        self.users
+            .as_ref()
+            .is_some_and(|users| owner.starts_with(CERTIFICATE_MARK) || users.hashes.contains_key(owner))
+    }
+
+    /// Verifies what a client says about itself.
+    pub(crate) async fn login(&self, credentials: Credentials<'_>) -> Login {
         let Some(users) = &self.users else { return Login::Accepted };
-        let (Some(username), Some(password)) = (username, password) else { return Login::Wrong };
-        if self.failures_of(address, Instant::now()) >= FAILURES_MAX {
+        if credentials.by_certificate() {
+            return Login::ByCertificate;
+        }
+        let (Some(username), Some(password)) = (credentials.username, credentials.password) else {
+            let is_anonymous = credentials.username.is_none() && credentials.password.is_none();
+            return if is_anonymous && self.allow_anonymous { Login::Accepted } else { Login::Wrong };
+        };
+        let network = credentials.network;
+        if self.failures_of(network, Instant::now()) >= FAILURES_MAX {
             return Login::TooMany;
         }
         let known = users.hashes.get(username).cloned();
@@ -196,8 +210,8 @@ impl Authenticator {
         let Some(hash) = known.or_else(|| self.nobody.clone()) else { return Login::Wrong };
         let password = password.to_vec();
         let Ok(_permit) = self.running.acquire().await else { return Login::Wrong };
-        // Others may have failed from the same address while this one waited its turn.
-        if self.failures_of(address, Instant::now()) >= FAILURES_MAX {
+        // Others may have failed from the same network while this one waited its turn.
+        if self.failures_of(network, Instant::now()) >= FAILURES_MAX {
             return Login::TooMany;
         }
         let verify = move || Argon2::default().verify_password(&password, &hash).is_ok();
@@ -205,24 +219,24 @@ impl Authenticator {
         if right && exists {
             return Login::Accepted;
         }
-        self.failed(address, Instant::now());
+        self.failed(network, Instant::now());
         Login::Wrong
     }
 
-    fn failures_of(&self, address: IpAddr, now: Instant) -> f64 {
+    fn failures_of(&self, network: Network, now: Instant) -> f64 {
         let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.get(&address).map_or(0.0, |failures| failures.now(now))
+        failures.get(&network).map_or(0.0, |failures| failures.now(now))
     }
 
-    fn failed(&self, address: IpAddr, now: Instant) {
+    fn failed(&self, network: Network, now: Instant) {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        if failures.len() >= ADDRESSES_MAX {
+        if failures.len() >= NETWORKS_MAX {
             failures.retain(|_, failures| failures.now(now) > 0.0);
         }
-        if failures.len() >= ADDRESSES_MAX {
+        if failures.len() >= NETWORKS_MAX {
             failures.clear();
         }
-        let count = failures.get(&address).map_or(0.0, |failures| failures.now(now)) + 1.0;
-        failures.insert(address, Failures { count, at: now });
+        let count = failures.get(&network).map_or(0.0, |failures| failures.now(now)) + 1.0;
+        failures.insert(network, Failures { count, at: now });
     }
 }

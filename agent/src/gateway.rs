@@ -15,8 +15,8 @@ use millwright_broker::log::{self, CursorError, Log, LogConfig, OpenError, WhenF
 use millwright_broker::message::{Message, QoS};
 use millwright_broker::topic::TopicName;
 use millwright_broker::{
-    AccessRules, AllowAll, Authorize, BindError, Broker, BrokerConfig, Publisher, TlsListen, UserError, Users,
-    WebSocketListen,
+    AccessRules, Addresses, AllowAll, Authorize, BindError, Broker, BrokerConfig, Publisher, TlsListen, UserError,
+    Users, WebSocketListen,
 };
 use millwright_models::runtime::LoadLimits;
 use tokio::sync::{Notify, mpsc, watch};
@@ -187,6 +187,16 @@ impl Gateway {
     /// Where MQTT clients connect.
     pub fn mqtt_addr(&self) -> SocketAddr {
         self.broker.local_addr()
+    }
+
+    /// All addresses where MQTT clients connect.
+    pub fn mqtt_addresses(&self) -> Addresses {
+        self.broker.addresses()
+    }
+
+    /// Reads the certificates of the TLS listeners again; what is wrong with them is told in the log.
+    pub fn reload_certificates(&self) {
+        self.broker.reload_certificates();
     }
 
     /// Where HTTP clients connect.

@@ -68,7 +68,8 @@ pub(crate) async fn serve(hub: Arc<Hub>, newcomer: Newcomer, mut stop: watch::Re
     let Newcomer { stream, layers, peer, accepted_at, stranger } = newcomer;
     let mut stranger = Some(stranger);
     let deadline = accepted_at + hub.limits.connect_deadline;
-    let handshake = tokio::time::timeout_at(deadline.into(), transport::open(stream, &layers, hub.limits.packet_bytes_max));
+    let handshake =
+        tokio::time::timeout_at(deadline.into(), transport::open(stream, &layers, hub.limits.packet_bytes_max));
     let opened = tokio::select! {
         opened = handshake => opened.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())),
         () = evicted(&mut stranger) => Err(std::io::ErrorKind::TimedOut.into()),

@@ -21,7 +21,7 @@ struct Outcome<'o> {
     ok: bool,
     mistakes: &'o [Mistake],
     warnings: &'o [Mistake],
-    /// Set if the file could not be read at all.
+    /// Set if the file, or one that it names, could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
@@ -38,7 +38,10 @@ pub(super) fn run(path: &Path, json: bool) -> ExitCode {
 fn check(path: &Path, json: bool, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
     let file = path.display().to_string();
     let (mistakes, warnings, error, summary) = match Config::load(path) {
-        Ok(Loaded { config, warnings }) => (Vec::new(), warnings, None, Some(summary(&file, &config))),
+        Ok(Loaded { config, warnings }) => match config.broker.tls.as_ref().map(|tls| tls.files.check()) {
+            Some(Err(error)) => (Vec::new(), warnings, Some(error.to_string()), None),
+            _ => (Vec::new(), warnings, None, Some(summary(&file, &config))),
+        },
         Err(ConfigError::Mistakes(found)) => (found.mistakes, found.warnings, None, None),
         Err(error) => (Vec::new(), Vec::new(), Some(error.to_string()), None),
     };

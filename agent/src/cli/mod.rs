@@ -3,6 +3,7 @@
 //! Owns the arguments and the exit status: 0 fine, 1 failed, 2 wrong use or configuration. Answers go to stdout, logs
 //! and errors to stderr. Never does the work itself.
 
+mod cert;
 mod check_config;
 mod demo;
 mod evaluate;
@@ -60,6 +61,8 @@ enum Command {
     Worker,
     /// Make a password hash for the configuration
     Passwd,
+    /// Make certificates: an authority, the gateway's, a client's
+    Cert(cert::CertArguments),
 }
 
 /// Runs the program with the process's arguments.
@@ -79,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Worker => crate::models::worker::serve::serve(std::io::stdin().lock(), std::io::stdout().lock())
             .map(|()| ExitCode::SUCCESS)
             .map_err(Failure::from),
+        Command::Cert(arguments) => cert::run(&arguments),
         Command::Passwd => Ok(passwd::run(|password| millwright_broker::hash_password(password.as_bytes()))),
     };
     result.unwrap_or_else(|failure| {

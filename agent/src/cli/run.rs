@@ -1,4 +1,4 @@
-//! `millwright run`: the gateway until it is told to stop.
+//! `millwright run`: the gateway until it is told to stop. SIGHUP has it read its certificates again.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,14 +30,35 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     runtime()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         let gateway = Gateway::start(&loaded.config).await?;
-        tracing::info!(mqtt = %gateway.mqtt_addr(), http = %gateway.http_addr(), "serving");
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("stopping: SIGTERM"),
-            _ = interrupt.recv() => tracing::info!("stopping: SIGINT"),
+        tell_addresses(&gateway);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {
+                    tracing::info!("stopping: SIGTERM");
+                    break;
+                }
+                _ = interrupt.recv() => {
+                    tracing::info!("stopping: SIGINT");
+                    break;
+                }
+                _ = hangup.recv() => gateway.reload_certificates(),
+            }
         }
         gateway.stop().await;
         tracing::info!("stopped");
         Ok(ExitCode::SUCCESS)
     })
+}
+
+fn tell_addresses(gateway: &Gateway) {
+    let addresses = gateway.mqtt_addresses();
+    let others = [("tls", addresses.tls), ("ws", addresses.websocket), ("wss", addresses.websocket_tls)];
+    for (layers, address) in others {
+        if let Some(address) = address {
+            tracing::info!(%address, layers, "serving MQTT");
+        }
+    }
+    tracing::info!(mqtt = %addresses.tcp, http = %gateway.http_addr(), "serving");
 }

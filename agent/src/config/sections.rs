@@ -70,7 +70,12 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> Draft {
 
 impl<'d> Section<'_, 'd> {
     /// Reads a sub-section with `read` and refuses what it did not ask for.
-    pub(super) fn read<T>(&mut self, name: &'static str, label: &'static str, read: impl FnOnce(&mut Section<'_, 'd>) -> T) -> T {
+    pub(super) fn read<T>(
+        &mut self,
+        name: &'static str,
+        label: &'static str,
+        read: impl FnOnce(&mut Section<'_, 'd>) -> T,
+    ) -> T {
         let mut section = self.section(name, label);
         let value = read(&mut section);
         section.finish(|key| sections_with(key, label));

@@ -51,10 +51,26 @@ fn every_section_is_read() {
         id = "gw-1"
         data_dir = "/var/lib/millwright"
         [broker]
-        listen = "0.0.0.0:1883"
+        listen = "127.0.0.1:1883"
+        max_publishes_per_s = 500
+        [broker.tls]
+        listen = "0.0.0.0:8883"
+        certificate = "/etc/millwright/server.crt"
+        key = "server.key"
+        client_ca = "ca.crt"
+        client_certificate = "optional"
+        min_version = "1.3"
+        [broker.websocket]
+        tls_listen = "0.0.0.0:9002"
+        origins = ["https://plant.example"]
         [[broker.user]]
         name = "plc"
         password_hash = "{HASH}"
+        groups = ["plcs"]
+        [[broker.access]]
+        groups = ["plcs"]
+        certificates = ["*"]
+        publish = ["mw/v1/telemetry/%u/#"]
         [log]
         quota_mb = 2_048
         when_full = "drop-oldest"
@@ -90,6 +106,14 @@ fn every_section_is_read() {
     assert_eq!(config.gateway.data_dir, Path::new("/var/lib/millwright"));
     assert_eq!(config.broker.users[0].password_hash.as_str(), HASH);
     assert!(!format!("{config:?}").contains("argon2"), "hashes stay out of logs");
+    let tls = config.broker.tls.unwrap();
+    assert_eq!(tls.files.certificate, Path::new("/etc/millwright/server.crt"));
+    assert_eq!(tls.files.key, Path::new("/etc/millwright/server.key"));
+    assert_eq!((tls.files.clients, tls.files.tls13_only), (ClientCertificates::Optional, true));
+    let websocket = config.broker.websocket.unwrap();
+    assert_eq!((websocket.rules.path.as_str(), websocket.listen), ("/mqtt", None));
+    assert_eq!(config.broker.access[0].publish[0].as_str(), "mw/v1/telemetry/%u/#");
+    assert_eq!((config.broker.limits.publishes_per_s_max, config.broker.limits.connections_max), (500, 1_000));
     assert_eq!(config.log.quota_bytes, 2_048 * 1024 * 1024);
     assert_eq!(config.log.when_full, WhenFull::DropOldest);
     assert_eq!(config.log.commit_delay, Duration::ZERO);
@@ -132,8 +156,10 @@ fn unknown_names_are_refused() {
             "4:1: [broker] lisen: unknown key; did you mean `listen`?",
             "5:1: [broker] quota_mb: unknown key; it belongs to [log]",
             "6:1: [broker] colour: unknown key; remove it; known here: listen, allow_anonymous_on_network, \
-             max_connections, max_packet_bytes, connect_timeout_ms, max_keep_alive_s, max_session_expiry_s, \
-             max_sessions, sys_interval_s, user",
+             sys_interval_s, max_inflight, max_connections, max_connections_per_network, max_connecting, \
+             connect_timeout_ms, max_packet_bytes, max_topic_bytes, max_topic_levels, max_subscriptions, \
+             max_subscriptions_total, max_publishes_per_s, max_keep_alive_s, max_session_expiry_s, max_sessions, user, \
+             access, tls, websocket",
             "7:2: [brokr]: unknown section; did you mean `broker`?",
             "9:3: [[sources]]: unknown section; did you mean `source`?",
             "10:2: [zzz]: unknown section; remove it; known here: gateway, broker, log, http, pipeline, commissioning, \
@@ -220,7 +246,12 @@ fn the_network_is_not_let_in_by_accident() {
     check("[broker]\nlisten = \"0.0.0.0:1883\"\n", &[refused]);
     warns("[broker]\nlisten = \"0.0.0.0:1883\"\nallow_anonymous_on_network = true\n", &[]);
     let user = format!("[[broker.user]]\nname = \"plc\"\npassword_hash = \"{HASH}\"\n");
-    warns(&format!("[broker]\nlisten = \"0.0.0.0:1883\"\n{user}"), &[]);
+    let user = format!("{user}[[broker.access]]\nusers = [\"plc\"]\npublish = [\"#\"]\n");
+    warns(
+        &format!("[broker]\nlisten = \"0.0.0.0:1883\"\n{user}"),
+        &["f:4:10: [broker] listen: passwords cross the network as they are, on 0.0.0.0:1883; let clients use \
+           [broker.tls], and listen on 127.0.0.1 here"],
+    );
     warns(
         &format!("[broker]\nallow_anonymous_on_network = true\n{user}"),
         &["f:4:30: [broker] allow_anonymous_on_network: has no effect: there are users, so every client must log in; \
@@ -232,6 +263,52 @@ fn the_network_is_not_let_in_by_accident() {
            on 127.0.0.1, or write allow_network = true to show it to everybody"],
     );
     check("[http]\nlisten = \"[::]:80\"\nallow_network = true\n", &[]);
+}
+
+// Listeners that need each other's keys, and rules for nobody, are told with their remedy.
+#[test]
+fn security_is_checked_together() {
+    check(
+        "[broker.tls]\nlisten = \"127.0.0.1:8883\"\nclient_certificate = \"required\"\n",
+        &[
+            "3:1: [broker.tls] certificate: is missing; `millwright cert` makes a certificate and its key",
+            "3:1: [broker.tls] key: is missing; `millwright cert` makes a certificate and its key",
+            "5:22: [broker.tls] client_certificate: needs client_ca: the authorities whose certificates are trusted; name \
+             their file in client_ca",
+        ],
+    );
+    check(
+        "[broker.websocket]\ntls_listen = \"0.0.0.0:9002\"\n",
+        &[
+            "4:14: [broker.websocket] tls_listen: needs a certificate; name its files in [broker.tls]",
+            "4:14: [broker.websocket] tls_listen: 0.0.0.0:9002 can be reached from the network, and no [[broker.user]] has \
+             a password; add a user (`millwright passwd` makes the password_hash), listen on 127.0.0.1, or write \
+             allow_anonymous_on_network = true to let everybody in",
+        ],
+    );
+    let user = format!("[[broker.user]]\nname = \"plc\"\npassword_hash = \"{HASH}\"\n");
+    check(
+        &format!(
+            "{user}[[broker.access]]\npublish = [\"a\"]\n[[broker.access]]\nusers = [\"nobody\"]\ngroups = [\"g\"]\n\
+             subscribe = [\"a/#/b\"]\n"
+        ),
+        &[
+            "6:1: [[broker.access]]: is for nobody; name users, groups or certificates, or write anonymous = true",
+            "9:9: [[broker.access]] users: \"nobody\" is not the name of a [[broker.user]]; add the user, or correct the \
+             name",
+            "10:10: [[broker.access]] groups: no [[broker.user]] is in the group \"g\"; give a user this group in its \
+             `groups`, or correct the name",
+            "11:13: [[broker.access]] subscribe: \"a/#/b\" is not a pattern: in `a/#/b`, `#` must be the whole last level; \
+             write a topic filter; %u is the user's name, %c the client identifier",
+        ],
+    );
+    warns(
+        &user,
+        &[
+            "f:3:1: [broker] user: \"plc\" may neither publish nor subscribe: no rule is for it; add a [[broker.access]] \
+           with its name or a group of it",
+        ],
+    );
 }
 
 // A password hash that is none is refused without repeating it: it may be the password.

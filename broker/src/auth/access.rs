@@ -36,7 +36,9 @@ pub enum AccessPatternError {
     #[error(transparent)]
     Filter(#[from] TopicError),
     /// A group of subscribers has no rights of its own.
-    #[error("`{pattern}` names a shared subscription: write the filter behind `$share/<group>/` alone, it holds for both")]
+    #[error(
+        "`{pattern}` names a shared subscription: write the filter behind `$share/<group>/` alone, it holds for both"
+    )]
     Shared {
         /// The offending pattern.
         pattern: String,

@@ -186,9 +186,7 @@ impl Authenticator {
 
     /// Whether sessions of this owner ([`super::Identity::owner`]) are protected from others: it can still come.
     pub(crate) fn protects(&self, owner: &str) -> bool {
-        self.users
-            .as_ref()
-            .is_some_and(|users| owner.starts_with(CERTIFICATE_MARK) || users.hashes.contains_key(owner))
+        self.users.as_ref().is_some_and(|users| owner.starts_with(CERTIFICATE_MARK) || users.hashes.contains_key(owner))
     }
 
     /// Verifies what a client says about itself.

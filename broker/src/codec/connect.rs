@@ -1,5 +1,7 @@
 //! CONNECT and CONNACK (§3.1, §3.2).
 
+use std::fmt;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::error::DecodeError;
@@ -11,7 +13,7 @@ use crate::message::QoS;
 use crate::topic::TopicName;
 
 /// A client's request to connect.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Connect {
     /// The version of the protocol.
     pub version: Version,
@@ -29,6 +31,20 @@ pub struct Connect {
     pub password: Option<Bytes>,
     /// Properties of CONNECT; empty in 3.1.1.
     pub properties: Vec<Property>,
+}
+
+impl fmt::Debug for Connect {
+    // Passwords, and what enhanced authentication would carry among the properties, do not belong into logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connect")
+            .field("version", &self.version)
+            .field("clean_start", &self.clean_start)
+            .field("keep_alive_s", &self.keep_alive_s)
+            .field("client_id", &self.client_id)
+            .field("will", &self.will)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The message that a client leaves behind.

@@ -73,7 +73,13 @@ impl Wire {
 
     fn moment(&self) -> Moment {
         let at = self.start + Duration::from_millis(self.now_ms);
-        Moment { at, utc_us: self.now_ms as i64 * 1_000 + 1, head: Offset(self.head), filters_fit: true, subscriptions_fit: true }
+        Moment {
+            at,
+            utc_us: self.now_ms as i64 * 1_000 + 1,
+            head: Offset(self.head),
+            filters_fit: true,
+            subscriptions_fit: true,
+        }
     }
 
     fn handle(&mut self, packet: Packet) {

@@ -14,8 +14,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig, version};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -106,6 +106,18 @@ pub enum TlsError {
         /// What is wrong.
         what: String,
     },
+}
+
+impl TlsFiles {
+    /// Whether the files could serve now.
+    ///
+    /// # Errors
+    /// A [`TlsError`] that names the file.
+    pub fn check(&self) -> Result<TlsState, TlsError> {
+        let loaded = Loaded::read(self)?;
+        loaded.check_dates(self, clock::now_s())?;
+        Ok(TlsState { not_after_s: loaded.not_after_s, refused: None })
+    }
 }
 
 /// How TLS stands; for whoever watches the gateway.
@@ -315,7 +327,9 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| {
         // What the parser would say quotes the file.
         let what = match is_encrypted {
-            true => "it is encrypted; the gateway starts without anybody to ask: give it the decrypted key (`openssl pkey`)",
+            true => {
+                "it is encrypted; the gateway starts without anybody to ask: give it the decrypted key (`openssl pkey`)"
+            }
             false => "there is no PKCS#8, SEC1 or PKCS#1 key in it",
         };
         malformed(file, KEY, &what)

@@ -98,9 +98,16 @@ pub(super) fn decode_disconnect(reader: &mut Reader, version: Version) -> Result
 
 /// The reasons that table 3-10 gives to DISCONNECT.
 fn disconnect_reason(code: u8) -> Option<Reason> {
-    match code {
-        0x00 | 0x04 | 0x80..=0x83 | 0x87 | 0x89 | 0x8B | 0x8D..=0x90 | 0x93..=0xA2 => Reason::from_code(code),
-        _ => None,
+    Reason::from_code(code).filter(|reason| reason.fits_disconnect())
+}
+
+impl Reason {
+    /// Whether DISCONNECT may carry it. [MQTT-3.14.2-1]
+    pub(crate) fn fits_disconnect(self) -> bool {
+        matches!(
+            self.code(),
+            0x00 | 0x04 | 0x80..=0x83 | 0x87 | 0x89 | 0x8B | 0x8D..=0x90 | 0x93..=0xA2
+        )
     }
 }
 

@@ -421,6 +421,8 @@ impl Session {
     /// Ends the session and tells an MQTT 5 client why.
     fn close(&mut self, reason: Reason, ended: Ended) {
         if self.phase == Phase::Open && self.version == Version::V5 {
+            // A second CONNECT may be wrong in ways that only a first one can be refused for.
+            let reason = if reason.fits_disconnect() { reason } else { Reason::ProtocolError };
             self.send(&Packet::Disconnect(Disconnect { reason, properties: Vec::new() }));
         }
         self.end(ended);

@@ -360,7 +360,8 @@ fn warn_of_open_key(key: &Path) {
 /// one that cannot be a name.
 pub(crate) fn name_in(certificate: &CertificateDer<'_>) -> Option<Box<str>> {
     let (_, certificate) = X509Certificate::from_der(certificate.as_ref()).ok()?;
-    let common_name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    let common_name = certificate.subject().iter_common_name().find_map(|name| name.as_str().ok());
+    let common_name = common_name.filter(|name| !name.is_empty());
     let alternatives = certificate.subject_alternative_name().ok().flatten();
     let dns = alternatives.as_ref().and_then(|names| {
         names.value.general_names.iter().find_map(|name| match name {

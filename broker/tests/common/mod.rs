@@ -13,7 +13,7 @@ use millwright_broker::log::{Log, LogConfig};
 use millwright_broker::message::QoS;
 use millwright_broker::topic::TopicName;
 use millwright_broker::{Broker, BrokerConfig};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -83,8 +83,13 @@ impl Gateway {
     }
 }
 
+/// Whatever MQTT is spoken on.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 pub struct Client {
-    pub stream: TcpStream,
+    pub stream: Box<dyn Stream>,
     decoder: Decoder,
     buffer: BytesMut,
     version: Version,
@@ -129,8 +134,13 @@ impl Client {
     pub async fn open(addr: SocketAddr, version: Version) -> Client {
         let stream = TcpStream::connect(addr).await.unwrap();
         stream.set_nodelay(true).unwrap();
+        Client::on(stream, version)
+    }
+
+    /// On a stream that is there, no CONNECT yet.
+    pub fn on(stream: impl Stream + 'static, version: Version) -> Client {
         let decoder = Decoder::client(version, 1 << 28);
-        Client { stream, decoder, buffer: BytesMut::new(), version, next_id: 0, acknowledges: true }
+        Client { stream: Box::new(stream), decoder, buffer: BytesMut::new(), version, next_id: 0, acknowledges: true }
     }
 
     pub async fn connect(addr: SocketAddr, version: Version, client_id: &str) -> Client {
@@ -141,9 +151,15 @@ impl Client {
 
     pub async fn connect_with(addr: SocketAddr, connect: Connect) -> (Client, ConnAck) {
         let mut client = Client::open(addr, connect.version).await;
-        client.send(&Packet::Connect(Box::new(connect))).await;
-        match client.recv().await {
-            Packet::ConnAck(connack) => (client, connack),
+        let connack = client.introduce(connect).await;
+        (client, connack)
+    }
+
+    /// Sends CONNECT; gives the answer.
+    pub async fn introduce(&mut self, connect: Connect) -> ConnAck {
+        self.send(&Packet::Connect(Box::new(connect))).await;
+        match self.recv().await {
+            Packet::ConnAck(connack) => connack,
             other => panic!("{other:?} instead of CONNACK"),
         }
     }

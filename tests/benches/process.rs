@@ -59,6 +59,12 @@ pub(crate) fn peak_rss_kib(pid: u32) -> Option<u64> {
     field(&format!("/proc/{pid}/status"), "VmHWM:")
 }
 
+/// The memory that a process has resident.
+#[allow(dead_code, reason = "what only the benchmark of limits measures")]
+pub(crate) fn rss_kib_of(pid: u32) -> Option<u64> {
+    field(&format!("/proc/{pid}/status"), "VmRSS:")
+}
+
 /// The memory that this process has resident.
 #[allow(dead_code, reason = "what only the models' benchmark measures")]
 pub(crate) fn rss_kib() -> Option<u64> {

@@ -226,7 +226,7 @@ fn wills() {
 }
 
 /// The hash that `millwright passwd` makes.
-fn hash_of(password: &str) -> String {
+pub(crate) fn hash_of(password: &str) -> String {
     let mut child = Command::new(PROGRAM)
         .arg("passwd")
         .stdin(Stdio::piped())

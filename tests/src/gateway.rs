@@ -31,12 +31,20 @@ impl Gateway {
     /// # Errors
     /// It does not come up; the error holds its log.
     pub fn start(program: &str, dir: &Path, extra: &str) -> anyhow::Result<Gateway> {
+        Gateway::start_logging(program, dir, extra, "info,tract=off")
+    }
+
+    /// The same with a filter for its log, as in `RUST_LOG`.
+    ///
+    /// # Errors
+    /// It does not come up; the error holds its log.
+    pub fn start_logging(program: &str, dir: &Path, extra: &str, filter: &str) -> anyhow::Result<Gateway> {
         let config = write_config(dir, extra)?;
         let mut child = Command::new(program)
             .arg("run")
             .arg("--config")
             .arg(&config)
-            .env("RUST_LOG", "info,tract=off")
+            .env("RUST_LOG", filter)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -83,8 +91,7 @@ impl Gateway {
     /// # Errors
     /// It does not stop.
     pub fn terminate(mut self) -> anyhow::Result<Option<i32>> {
-        let sent = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status()?;
-        anyhow::ensure!(sent.success(), "the signal could not be sent");
+        self.signal("TERM")?;
         let status = wait_for("the gateway to stop", || self.child.try_wait().ok().flatten())?;
         Ok(status.code())
     }
@@ -92,6 +99,24 @@ impl Gateway {
     /// Whether the process runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Where it says it serves MQTT over these layers: `tls`, `ws` or `wss`.
+    pub fn over(&self, layers: &str) -> Option<SocketAddr> {
+        let log = self.log();
+        let line =
+            log.lines().find(|line| line.contains("serving MQTT") && line.contains(&format!("layers=\"{layers}\"")))?;
+        address(line, "address=")
+    }
+
+    /// Sends it a signal by name.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status()?;
+        anyhow::ensure!(sent.success(), "the signal could not be sent");
+        Ok(())
     }
 
     /// Its process.

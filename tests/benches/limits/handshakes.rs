@@ -38,7 +38,7 @@ fn measure(options: &Options, scenario: &str, settings: &str) -> anyhow::Result<
     );
     let client = client(dir.path())?;
     let measured = Measured::start(dir, &tls)?;
-    let secure = secure_addr(&measured.gateway.log()).context("the gateway has no TLS listener")?;
+    let secure = measured.gateway.over("tls").context("the gateway has no TLS listener")?;
     let (mut quiet, mut flooded, mut done) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..options.runs.max(1) {
         quiet.push(Some(rate(measured.gateway.mqtt)?));
@@ -52,12 +52,6 @@ fn measure(options: &Options, scenario: &str, settings: &str) -> anyhow::Result<
         figure("messages/s while others flood; peer: without", ours, peer, Some(Target::TimesPeerMin(0.8))),
         figure("handshakes completed/s", median(done), None, None),
     ])
-}
-
-/// Where the gateway says it serves TLS.
-fn secure_addr(log: &str) -> Option<SocketAddr> {
-    let line = log.lines().find(|line| line.contains("layers=\"tls\""))?;
-    line.split("address=").nth(1)?.split_whitespace().next()?.parse().ok()
 }
 
 fn certificates(dir: &Path) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@ mod rehearsal;
 mod security;
 mod sessions;
 mod update;
+mod walk;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_millwright-under-test");

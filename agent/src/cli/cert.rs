@@ -13,9 +13,10 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
+use time::OffsetDateTime;
 
 use super::{Failure, output};
 use crate::clock;
@@ -30,6 +31,13 @@ const NAME_BYTES_MAX: usize = 64;
 
 const CA_CERTIFICATE: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
+const CA_LIST: &str = "ca.crl";
+
+/// Which serial numbers are revoked, as text; the list is made of it.
+const REVOKED: &str = "revoked.txt";
+
+/// After so many days a list of revoked certificates is to be made anew; the gateway takes an old one too.
+const LIST_DAYS: u64 = 365;
 
 /// Arguments of `cert`.
 #[derive(Debug, Args)]
@@ -73,6 +81,14 @@ enum What {
         #[arg(long, default_value_t = 825, value_parser = clap::value_parser!(u64).range(1..=36_500))]
         days: u64,
     },
+    /// Revoke a client's certificate: makes ca.crl anew, with all that were revoked
+    Revoke {
+        #[command(flatten)]
+        place: Place,
+        /// The client
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +117,10 @@ pub(super) fn run(arguments: &CertArguments) -> Result<ExitCode, Failure> {
         What::Client { place, name, days } => {
             check_name(name).map_err(Failure::wrong_use)?;
             make_client(&place.dir, name, *days)?
+        }
+        What::Revoke { place, name } => {
+            check_name(name).map_err(Failure::wrong_use)?;
+            revoke(&place.dir, name)?
         }
     };
     output::print(&told);
@@ -163,21 +183,72 @@ fn make_client(dir: &Path, name: &str, days: u64) -> anyhow::Result<String> {
     ))
 }
 
+fn now_s() -> u64 {
+    u64::try_from(clock::utc_us() / clock::SECOND_US).unwrap_or(0)
+}
+
+fn at(s: u64) -> OffsetDateTime {
+    date_time_ymd(1970, 1, 1) + Duration::from_secs(s)
+}
+
 fn params(name: &str, days: u64) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.remove(DnType::CommonName);
     params.distinguished_name.push(DnType::CommonName, name);
-    let now_s = u64::try_from(clock::utc_us() / clock::SECOND_US).unwrap_or(0);
-    let at = |s: u64| date_time_ymd(1970, 1, 1) + Duration::from_secs(s);
-    params.not_before = at(now_s.saturating_sub(BACKDATED_S));
-    params.not_after = at(now_s.saturating_add(days.saturating_mul(DAY_S)));
+    params.not_before = at(now_s().saturating_sub(BACKDATED_S));
+    params.not_after = at(now_s().saturating_add(days.saturating_mul(DAY_S)));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
     params
 }
 
-/// Has the folder's authority sign.
-fn make_signed(dir: &Path, file: &str, params: CertificateParams) -> anyhow::Result<(PathBuf, PathBuf)> {
+/// Notes the certificate's serial number, and has the authority sign the list of all that were noted.
+fn revoke(dir: &Path, name: &str) -> anyhow::Result<String> {
+    let certificate = dir.join(format!("{name}.crt"));
+    let pem = std::fs::read(&certificate).with_context(|| format!("cannot read {}", certificate.display()))?;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&pem)
+        .with_context(|| format!("{} is no certificate", certificate.display()))?;
+    let parsed = pem.parse_x509().with_context(|| format!("{} is no certificate", certificate.display()))?;
+    let serial: String = parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
+    let issuer = authority(dir)?;
+    let noted = dir.join(REVOKED);
+    let mut lines = std::fs::read_to_string(&noted).unwrap_or_default();
+    if !lines.lines().any(|line| line.split(' ').next() == Some(&serial)) {
+        lines.push_str(&format!("{serial} {} {name}\n", now_s()));
+    }
+    let revoked: anyhow::Result<Vec<RevokedCertParams>> = lines.lines().map(revoked).collect();
+    let list = CertificateRevocationListParams {
+        this_update: at(now_s().saturating_sub(BACKDATED_S)),
+        next_update: at(now_s().saturating_add(LIST_DAYS * DAY_S)),
+        crl_number: SerialNumber::from(now_s()),
+        issuing_distribution_point: None,
+        revoked_certs: revoked.with_context(|| format!("{} is damaged", noted.display()))?,
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&issuer)?.pem()?;
+    std::fs::write(&noted, lines).with_context(|| format!("cannot write {}", noted.display()))?;
+    let path = dir.join(CA_LIST);
+    std::fs::write(&path, list).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(format!(
+        "revoked: {name}\nIn gateway.toml, if it is not there yet:\n\n[broker.tls]\nclient_crl = \"{}\"\n",
+        path.display()
+    ))
+}
+
+/// A line of [`REVOKED`]: serial number in hexadecimal, seconds since 1970, the client's name.
+fn revoked(line: &str) -> anyhow::Result<RevokedCertParams> {
+    let mut fields = line.splitn(3, ' ');
+    let (serial, time) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+    let digits: Vec<char> = serial.chars().collect();
+    let bytes: Result<Vec<u8>, _> =
+        digits.chunks(2).map(|pair| u8::from_str_radix(&pair.iter().collect::<String>(), 16)).collect();
+    let revocation_time = at(time.parse()?);
+    let serial_number = SerialNumber::from_slice(&bytes?);
+    Ok(RevokedCertParams { serial_number, revocation_time, reason_code: None, invalidity_date: None })
+}
+
+/// The folder's authority.
+fn authority(dir: &Path) -> anyhow::Result<Issuer<'static, KeyPair>> {
     let read = |name: &str| {
         let path = dir.join(name);
         std::fs::read_to_string(&path)
@@ -185,8 +256,12 @@ fn make_signed(dir: &Path, file: &str, params: CertificateParams) -> anyhow::Res
     };
     let (ca, ca_key) = (read(CA_CERTIFICATE)?, read(CA_KEY)?);
     let ca_key = KeyPair::from_pem(&ca_key).with_context(|| format!("{CA_KEY} is no private key"))?;
-    let issuer =
-        Issuer::from_ca_cert_pem(&ca, ca_key).with_context(|| format!("{CA_CERTIFICATE} is no certificate"))?;
+    Issuer::from_ca_cert_pem(&ca, ca_key).with_context(|| format!("{CA_CERTIFICATE} is no certificate"))
+}
+
+/// Has the folder's authority sign.
+fn make_signed(dir: &Path, file: &str, params: CertificateParams) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let issuer = authority(dir)?;
     let key = KeyPair::generate()?;
     let certificate = params.signed_by(&key, &issuer)?;
     write_pair(dir, &format!("{file}.crt"), &format!("{file}.key"), &certificate.pem(), &key)

@@ -116,10 +116,10 @@ fn models_are_swapped_while_telemetry_flows() {
         }
         flowing.store(false, Ordering::SeqCst);
     });
-    let mut rows = publisher.progress.acknowledged() + 200;
+    // On a busy machine it may not have come to what it was allowed before.
+    let mut rows = publisher.progress.allowed() + 200;
     publisher.progress.allow(rows);
     wait_for("the publisher", || (publisher.progress.acknowledged() >= rows).then_some(())).unwrap();
-    rows = publisher.progress.acknowledged();
     check_scored(&gateway, rows);
     let health = gateway.asset("pump-1").unwrap().unwrap();
     assert_eq!((&health["model"]["commissioned"], &health["state"]), (&false.into(), &"ok".into()), "{health}");

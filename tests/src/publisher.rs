@@ -36,6 +36,11 @@ impl Progress {
         self.allowed.fetch_max(until, Ordering::SeqCst);
     }
 
+    /// The messages before this may be sent.
+    pub fn allowed(&self) -> usize {
+        self.allowed.load(Ordering::SeqCst)
+    }
+
     /// Where the gateway is now; `None` while there is none.
     pub fn set_gateway(&self, gateway: Option<SocketAddr>) {
         *self.gateway.lock().unwrap_or_else(PoisonError::into_inner) = gateway;

@@ -1,13 +1,15 @@
-//! HTTP: `/healthz`, `/api/v1/status` and `/api/v1/models`.
+//! HTTP: `/healthz`, `/metrics`, `/api/v1/status` and `/api/v1/models`.
 //!
-//! Owns what HTTP clients see; the only file that names `axum`. Reads what others publish in memory and never touches the
+//! Owns what HTTP clients see; with its listener the only file that names `axum`. Reads what others publish in memory and never touches the
 //! log or the pipeline, so that a slow client slows nobody.
+
+mod listener;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -15,7 +17,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::metrics;
 use crate::status::StatusSource;
+use listener::Bounded;
 
 /// The running HTTP server.
 pub struct Dashboard {
@@ -44,6 +48,7 @@ impl Dashboard {
         let (stop, mut stopped) = watch::channel(false);
         let routes = Router::new()
             .route("/healthz", get(healthz))
+            .route("/metrics", get(figures))
             .route("/api/v1/status", get(status))
             .route("/api/v1/models", get(models))
             .with_state(source);
@@ -52,7 +57,7 @@ impl Dashboard {
                 // An error means that the owner is gone, which is a reason to stop too.
                 let _ = stopped.wait_for(|stop| *stop).await;
             };
-            if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(until).await {
+            if let Err(error) = axum::serve(Bounded::new(listener), routes).with_graceful_shutdown(until).await {
                 tracing::error!(%error, "HTTP is no longer served");
             }
         });
@@ -75,8 +80,18 @@ impl Dashboard {
 
 async fn healthz(State(source): State<Arc<StatusSource>>) -> Response {
     match source.trouble() {
-        None => (StatusCode::OK, "ok\n").into_response(),
+        None => {
+            let warnings = source.warnings().into_iter().map(|warning| format!("warning: {warning}\n"));
+            (StatusCode::OK, std::iter::once("ok\n".to_owned()).chain(warnings).collect::<String>()).into_response()
+        }
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
+
+async fn figures(State(source): State<Arc<StatusSource>>) -> Response {
+    match metrics::text(&source) {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 

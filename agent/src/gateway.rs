@@ -23,8 +23,10 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::alarm::AlarmSettings;
+use crate::conditions::watch::{self as conditions, Condensed, WatchParts};
 use crate::config::{self, Config};
 use crate::dashboard::{Dashboard, HttpError};
+use crate::descriptors;
 use crate::models::order::ORDERS_MAX;
 use crate::models::steward::{self, ModelsView, StewardParts};
 use crate::models::worker::protocol::Begin;
@@ -141,6 +143,7 @@ impl Gateway {
             runtime: tokio::runtime::Handle::current(),
         })?;
         let models_view = watch::channel(Arc::new(ModelsView::default()));
+        let condition = watch::channel(Arc::new(Condensed::default()));
         let status = Arc::new(StatusSource {
             gateway: config.gateway.id.clone(),
             started: Instant::now(),
@@ -149,6 +152,7 @@ impl Gateway {
             publisher: publisher.clone(),
             pipeline: runner.status.clone(),
             models: models_view.1,
+            condition: condition.1,
         });
         let dashboard = Dashboard::start(config.http.listen, Arc::clone(&status)).await;
         let dashboard = match dashboard {
@@ -177,7 +181,17 @@ impl Gateway {
         };
         let (stop_outbox, outbox_stopped) = watch::channel(false);
         let outbox = tokio::spawn(outbox::run(Arc::clone(&state), publisher.clone(), wake, outbox_stopped));
+        let judged = WatchParts {
+            gateway: config.gateway.id.clone(),
+            log: log.clone(),
+            drops_oldest: matches!(config.log.when_full, config::WhenFull::DropOldest),
+            data_dir: config.gateway.data_dir.clone(),
+            publisher: publisher.clone(),
+            tls: Box::new(broker.tls_view()),
+            view: condition.0,
+        };
         let tasks = vec![
+            tokio::spawn(conditions::run(judged, stopped.clone())),
             tokio::spawn(steward::run(steward, stopped.clone())),
             tokio::spawn(beat(Arc::clone(&status), publisher.clone(), stopped)),
         ];
@@ -330,7 +344,7 @@ fn broker_config(config: &Config, sources: &SourceMap) -> Result<BrokerConfig, U
         allow_anonymous: broker.access.iter().any(|rule| rule.anonymous),
         telemetry: sources.filters(),
         authorize: authorize(config),
-        limits: broker.limits.clone(),
+        limits: descriptors::fit(broker.limits.clone()),
         sys_interval: broker.sys_interval,
     })
 }

@@ -7,11 +7,14 @@
 pub mod alarm;
 pub mod cli;
 pub mod clock;
+pub mod conditions;
 pub mod config;
 pub mod dashboard;
 pub mod demo;
+pub mod descriptors;
 pub mod gateway;
 pub mod ids;
+pub mod metrics;
 pub mod models;
 pub mod observe;
 pub mod outbox;

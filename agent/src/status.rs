@@ -11,6 +11,8 @@ use millwright_broker::{BrokerStats, Publisher};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::conditions::watch::Condensed;
+use crate::conditions::{Condition, Severity};
 use crate::ids::GatewayId;
 use crate::models::steward::ModelsView;
 use crate::pipeline::runner::PipelineStatus;
@@ -31,6 +33,8 @@ pub struct StatusSource {
     pub pipeline: watch::Receiver<Arc<PipelineStatus>>,
     /// Pushed models.
     pub models: watch::Receiver<Arc<ModelsView>>,
+    /// What is running out.
+    pub condition: watch::Receiver<Arc<Condensed>>,
 }
 
 /// The status at one moment.
@@ -46,6 +50,8 @@ pub struct Status {
     pub uptime_s: u64,
     /// Why it is not well, if so.
     pub trouble: Option<String>,
+    /// What is running out, critical ones first.
+    pub conditions: Vec<Condition>,
     /// The durable log.
     pub log: LogStatus,
     /// The broker.
@@ -63,6 +69,7 @@ impl StatusSource {
             version: env!("CARGO_PKG_VERSION"),
             uptime_s: self.started.elapsed().as_secs(),
             trouble: self.trouble(),
+            conditions: self.condition.borrow().conditions.clone(),
             log: LogStatus::from(&self.log.stats()),
             broker: BrokerStatus::new(self.mqtt, &self.publisher.stats()),
             pipeline: PipelineStatus::clone(&self.pipeline.borrow()),
@@ -75,8 +82,19 @@ impl StatusSource {
         match &stats.full {
             Some(reason) => Some(reason.to_string()),
             None if !stats.healthy => Some("the log cannot be written: check the disk".to_owned()),
-            None => None,
+            None => self.told(Severity::Critical).next(),
         }
+    }
+
+    /// What needs somebody's attention although all works, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        self.told(Severity::Warning).collect()
+    }
+
+    fn told(&self, severity: Severity) -> impl Iterator<Item = String> + use<> {
+        let now = Arc::clone(&self.condition.borrow());
+        let up = now.conditions.clone().into_iter().filter(move |up| up.severity == severity);
+        up.map(|up| format!("{}: {}; {}", up.code, up.text, up.remedy))
     }
 }
 

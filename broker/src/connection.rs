@@ -25,6 +25,7 @@ use crate::clock;
 use crate::codec::{Decoder, Reason};
 use crate::keeper;
 use crate::log::{AppendError, Offset, SessionCursor};
+use crate::memory::{MEMORY_PAUSE, MemoryShare};
 use crate::message::Message;
 use crate::rate::Allowance;
 use crate::registry::Place;
@@ -115,6 +116,8 @@ struct Connection {
     closed: bool,
     /// How often the client may publish, and how many publishes were charged.
     publishes: (Allowance, u64),
+    /// What it holds of the broker's memory.
+    memory: MemoryShare,
     /// Subscriptions counted in the hub.
     subscriptions: usize,
     pause: Option<Pause>,
@@ -171,6 +174,7 @@ impl Connection {
             cursor: None,
             closed: false,
             publishes: (Allowance::new(hub.limits.publishes_per_s_max, now), 0),
+            memory: MemoryShare::new(&hub.memory),
             subscriptions: 0,
             pause: None,
             timer: Box::pin(sleep_until(now.into())),
@@ -201,7 +205,8 @@ impl Connection {
             self.append(moment);
             self.store(moment);
             self.session.update_groups();
-            self.feed.fetch(&self.hub.log, &mut self.session, moment);
+            self.hold_to_memory(moment);
+            self.feed.fetch(&self.hub.log, &mut self.session, &self.memory, moment);
             self.feed.count(&mut self.session, &self.hub.counters);
             if self.closed {
                 return;
@@ -242,6 +247,15 @@ impl Connection {
             self.pause = Some(Pause { for_room: false, until: moment.at + wait });
         }
         *charged = publishes;
+    }
+
+    /// A client that holds much while the broker holds too much is not read until it, or the broker, holds less.
+    fn hold_to_memory(&mut self, moment: Moment) {
+        let (queued, tail_bytes) = self.session.held_bytes();
+        let is_held_back = self.memory.set(queued + tail_bytes + self.input.len(), queued);
+        if is_held_back && self.pause.is_none() {
+            self.pause = Some(Pause { for_room: false, until: moment.at + MEMORY_PAUSE });
+        }
     }
 
     /// Tells the others how many subscriptions there are, and the operator what was denied.
@@ -413,7 +427,7 @@ impl Connection {
             Wake::Appended(outcome) => self.on_appended(outcome),
             Wake::Fed(fed) => {
                 let moment = self.moment();
-                self.feed.deliver(fed, &mut self.session, &self.hub, moment);
+                self.feed.deliver(fed, &mut self.session, &self.hub, (moment, self.memory.is_held_back()));
             }
             Wake::Stored(Ok(())) => {
                 let moment = self.moment();

@@ -13,6 +13,7 @@ mod keeper;
 mod limits;
 mod live;
 pub mod log;
+mod memory;
 pub mod message;
 mod rate;
 mod registry;

@@ -42,6 +42,9 @@ pub struct Limits {
     /// Bytes waiting to be sent to one client; beyond, QoS 0 messages to it are skipped, others wait in the log, and its
     /// socket is not read.
     pub outbound_bytes_max: usize,
+    /// Bytes that all connections together hold for their clients, either direction; beyond, those that hold most are held
+    /// back until there is less.
+    pub buffered_bytes_max: usize,
     /// The longest keep-alive that is granted, in seconds; 0 grants any, also none. MQTT 5 clients are told, 3.1.1 has no
     /// way to tell and keeps its wish.
     pub keep_alive_max_s: u16,
@@ -76,6 +79,7 @@ impl Default for Limits {
             topic_aliases_max: 64,
             inbound_bytes_max: 2 * 1024 * 1024,
             outbound_bytes_max: 1024 * 1024,
+            buffered_bytes_max: 128 * 1024 * 1024,
             // A dead machine is noticed within a minute and a half.
             keep_alive_max_s: 60,
             // Holidays, and the week after.

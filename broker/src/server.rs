@@ -23,6 +23,7 @@ use crate::keeper;
 use crate::limits::Limits;
 use crate::live::Live;
 use crate::log::{Append, AppendError, Log, Offset};
+use crate::memory::Memory;
 use crate::message::{Message, QoS};
 use crate::registry::Registry;
 use crate::shares::Shares;
@@ -135,6 +136,7 @@ pub(crate) struct Hub {
     pub(crate) shares: Shares,
     pub(crate) registry: Arc<Registry>,
     pub(crate) counters: Counters,
+    pub(crate) memory: Arc<Memory>,
     /// Subscriptions of all connected clients.
     pub(crate) subscriptions: AtomicUsize,
     numbers: AtomicU32,
@@ -142,7 +144,11 @@ pub(crate) struct Hub {
 
 impl Hub {
     pub(crate) fn stats(&self) -> BrokerStats {
+        let (buffered_bytes, buffered_bytes_max) = self.memory.figures();
         BrokerStats {
+            buffered_bytes,
+            buffered_bytes_max,
+            held_back: self.memory.held_back(),
             clients: self.registry.len() as u64,
             fan_out_dropped: self.live.dropped(),
             ..self.counters.read()
@@ -209,6 +215,7 @@ impl Broker {
         let tls = config.tls.as_ref().map(|tls| Tls::load(tls.files.clone()).map(Arc::new)).transpose()?;
         let (doors, addresses) = open_doors(&config, tls.as_ref()).await?;
         let hub = Arc::new(Hub {
+            memory: Arc::new(Memory::new(&config.limits)),
             limits: Arc::new(config.limits),
             authorize: config.authorize,
             authenticator: Authenticator::new(config.users, config.allow_anonymous),
@@ -249,6 +256,12 @@ impl Broker {
     /// How TLS stands; `None` if there is none.
     pub fn tls_state(&self) -> Option<TlsState> {
         self.tls.as_ref().map(|tls| tls.state())
+    }
+
+    /// Tells how TLS stands whenever it is asked, also by who does not own the broker.
+    pub fn tls_view(&self) -> impl Fn() -> Option<TlsState> + Send + Sync + 'static {
+        let tls = self.tls.clone();
+        move || tls.as_ref().map(|tls| tls.state())
     }
 
     /// A handle for the gateway's own publications.
@@ -378,6 +391,7 @@ async fn accept(hub: Arc<Hub>, doors: Vec<Door>, mut stop: watch::Receiver<bool>
         let (stream, peer, layers) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
+                count(&hub.counters.accepts_failed, 1);
                 tracing::warn!(%error, "cannot accept a connection; trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;

@@ -5,6 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Figures of a running broker; counts are since its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BrokerStats {
+    /// Bytes held in memory for clients now, and [`crate::Limits::buffered_bytes_max`].
+    pub buffered_bytes: u64,
+    /// See `buffered_bytes`.
+    pub buffered_bytes_max: u64,
+    /// Connections held back now because of it.
+    pub held_back: u64,
+    /// Times that no connection could be accepted, for want of file descriptors mostly.
+    pub accepts_failed: u64,
     /// Connections now, those without CONNECT included.
     pub connections: u64,
     /// Clients that are served now.
@@ -68,6 +76,7 @@ macro_rules! counters {
 
 counters!(
     connections,
+    accepts_failed,
     accepted,
     turned_away,
     handshakes_failed,

@@ -4,6 +4,7 @@
 mod commands;
 mod crash;
 mod delivery;
+mod full;
 mod hostile;
 mod life;
 mod mistakes;

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Failure, runtime};
 use crate::config::Config;
+use crate::descriptors;
 use crate::gateway::Gateway;
 
 /// Arguments of `run`.
@@ -27,6 +28,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     for warning in &loaded.warnings {
         tracing::warn!("{}", warning.line_for(&arguments.config.display().to_string()));
     }
+    descriptors::raise();
     runtime()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

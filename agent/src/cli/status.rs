@@ -78,6 +78,11 @@ fn text(status: &Value) -> String {
         word("/pipeline/queue/backlog"),
         rate("/pipeline/queue/drain_s"),
     );
+    for up in status.get("conditions").and_then(Value::as_array).into_iter().flatten() {
+        let word = |key: &str| up.get(key).and_then(Value::as_str).unwrap_or("-");
+        let (severity, code) = (word("severity"), word("code"));
+        text.push_str(&format!("{severity} {code}: {}\n  {}\n", word("text"), word("remedy")));
+    }
     let heading = ["asset", "state", "health", "score", "model", "samples", "scored", "alert"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     let assets = status.pointer("/pipeline/assets").and_then(Value::as_array);

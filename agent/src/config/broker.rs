@@ -69,6 +69,7 @@ fn limits(s: &mut Section<'_, '_>) -> Limits {
         receive_max: inflight,
         keep_alive_max_s: s.integer("max_keep_alive_s", 60, 0..=65_535),
         session_expiry_max_s: s.integer("max_session_expiry_s", 2_592_000, 0..=u32::MAX),
+        buffered_bytes_max: s.integer("max_buffered_mb", 128_usize, 4..=65_536).saturating_mul(1 << 20),
         ..Limits::default()
     }
 }

@@ -158,8 +158,8 @@ fn unknown_names_are_refused() {
             "6:1: [broker] colour: unknown key; remove it; known here: listen, allow_anonymous_on_network, \
              sys_interval_s, max_inflight, max_connections, max_connections_per_network, max_connecting, \
              connect_timeout_ms, max_packet_bytes, max_topic_bytes, max_topic_levels, max_subscriptions, \
-             max_subscriptions_total, max_publishes_per_s, max_keep_alive_s, max_session_expiry_s, max_sessions, user, \
-             access, tls, websocket",
+             max_subscriptions_total, max_publishes_per_s, max_keep_alive_s, max_session_expiry_s, max_buffered_mb, \
+             max_sessions, user, access, tls, websocket",
             "7:2: [brokr]: unknown section; did you mean `broker`?",
             "9:3: [[sources]]: unknown section; did you mean `source`?",
             "10:2: [zzz]: unknown section; remove it; known here: gateway, broker, log, http, pipeline, commissioning, \

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::codec::Reason;
 use crate::live::{Batch, Live, Reader, ReaderKey};
 use crate::log::{FetchLimit, Fetched, Log, Offset, ReadError};
+use crate::memory::MemoryShare;
 use crate::message::QoS;
 use crate::server::Hub;
 use crate::session::{Moment, Session};
@@ -62,14 +63,14 @@ impl Feed {
     }
 
     /// Begins to read the log if the session wants more and there is more.
-    pub(super) fn fetch(&mut self, log: &Log, session: &mut Session, moment: Moment) {
-        if self.fetching.is_some() {
+    pub(super) fn fetch(&mut self, log: &Log, session: &mut Session, memory: &MemoryShare, moment: Moment) {
+        if self.fetching.is_some() || memory.is_held_back() {
             return;
         }
         let (wanted, from, limit) = if let Some(offset) = session.wants_returned() {
             (Wanted::Returned(offset), offset, FetchLimit { rows: 1, ..FETCH })
         } else if let Some(from) = session.wants_log().filter(|from| *from < moment.head) {
-            (Wanted::From(from), from, FETCH)
+            (Wanted::From(from), from, FetchLimit { bytes: memory.fetch_bytes(FETCH.bytes), ..FETCH })
         } else {
             return;
         };
@@ -108,7 +109,13 @@ impl Feed {
     }
 
     /// Hands over what came.
-    pub(super) fn deliver(&mut self, fed: Fed, session: &mut Session, hub: &Hub, moment: Moment) {
+    pub(super) fn deliver(
+        &mut self,
+        fed: Fed,
+        session: &mut Session,
+        hub: &Hub,
+        (moment, is_held_back): (Moment, bool),
+    ) {
         match fed {
             Fed::Fetched(Wanted::From(from), Ok(fetched)) => {
                 if let Some(gap) = fetched.lost {
@@ -127,6 +134,7 @@ impl Feed {
                 tracing::error!(%error, "the log cannot be read for a subscriber");
                 session.shut(Reason::UnspecifiedError);
             }
+            Fed::Live(batches) if is_held_back => self.skip_live(&batches, hub),
             Fed::Live(batches) => self.deliver_live(&batches, session, moment),
         }
     }
@@ -141,6 +149,13 @@ impl Feed {
                 }
             }
         }
+    }
+
+    /// QoS 0 messages are not kept for a client that holds too much already.
+    fn skip_live(&self, batches: &[Arc<Batch>], hub: &Hub) {
+        let Some(wants) = self.reader.as_ref().map(Reader::wants) else { return };
+        let skipped: usize = batches.iter().map(|batch| batch.wanted(wants).count()).sum();
+        count(&hub.counters.skipped, skipped as u64);
     }
 
     pub(super) fn count(&self, session: &mut Session, counters: &Counters) {

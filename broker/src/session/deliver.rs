@@ -36,6 +36,8 @@ pub(super) struct Outbound {
     own_from: Offset,
     /// Read from the log, not yet delivered.
     tail: VecDeque<Arc<LogMessage>>,
+    /// What was in `tail` when it came.
+    tail_bytes: usize,
     retained: Vec<Arc<RetainedMessage>>,
     retained_for: Option<TopicFilter>,
     retained_wanted: VecDeque<TopicFilter>,
@@ -79,12 +81,18 @@ impl Outbound {
             read_from: None,
             own_from: Offset(0),
             tail: VecDeque::new(),
+            tail_bytes: 0,
             retained: Vec::new(),
             retained_for: None,
             retained_wanted: VecDeque::new(),
             fetching_retained: false,
             counts: Counts::default(),
         }
+    }
+
+    /// Payload bytes of the messages read from the log, counted until the last of them is delivered.
+    pub(super) fn tail_bytes(&self) -> usize {
+        if self.tail.is_empty() { 0 } else { self.tail_bytes }
     }
 
     pub(super) fn set_receive_max(&mut self, max: u16) {
@@ -175,6 +183,7 @@ impl Session {
             }
         } else if self.outbound.read_from == Some(from) {
             self.outbound.read_from = Some(next);
+            self.outbound.tail_bytes = messages.iter().map(|logged| logged.message.payload.len()).sum();
             self.outbound.tail.extend(messages);
         }
         self.pump(moment);

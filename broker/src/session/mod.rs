@@ -327,6 +327,11 @@ impl Session {
             && self.persist.as_ref().is_none_or(|persist| persist.held_count() < publish::ACKS_OWED_MAX)
     }
 
+    /// Bytes that wait for the disk or the socket, and bytes read from the log that wait for the client.
+    pub(crate) fn held_bytes(&self) -> (usize, usize) {
+        (self.inbound.uncommitted_bytes() + self.output.len(), self.outbound.tail_bytes())
+    }
+
     /// The next thing to do.
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()

@@ -90,6 +90,10 @@ impl Inbound {
             && self.volatile.len() < VOLATILE_MAX
     }
 
+    pub(super) fn uncommitted_bytes(&self) -> usize {
+        self.uncommitted_bytes
+    }
+
     /// Takes the identifiers that an earlier connection left.
     pub(super) fn resume(&mut self, stored: &[PacketId]) {
         self.received.extend(stored.iter().map(|packet_id| (*packet_id, Receipt::Before)));

@@ -1,0 +1,59 @@
+//! File descriptors: as many as the system allows, and no more connections than there are descriptors for.
+//!
+//! Owns the division: so many for MQTT clients, [`HTTP_CONNECTIONS_MAX`] for HTTP, the rest for files. Never opens any.
+
+use millwright_broker::Limits;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// HTTP connections at a time; more wait to be accepted.
+pub const HTTP_CONNECTIONS_MAX: usize = 32;
+
+/// For the databases and their readers, model files and their trial, listeners and the runtime.
+const RESERVE: usize = 64;
+
+/// Raises the soft limit to the hard one.
+pub fn raise() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of file descriptors stays at {:?}", limit.current);
+    }
+}
+
+/// The limits with as many connections as there are descriptors for; says so if those are fewer.
+pub fn fit(limits: Limits) -> Limits {
+    // `None` is no limit.
+    let Some(files) = getrlimit(Resource::Nofile).current else { return limits };
+    let room = connections(usize::try_from(files).unwrap_or(usize::MAX));
+    if limits.connections_max <= room {
+        return limits;
+    }
+    tracing::warn!(
+        files,
+        "{room} clients at a time instead of {}: the limit of file descriptors allows no more; raise it (`ulimit -n`, \
+         LimitNOFILE= in the systemd unit) to {}, or lower max_connections in [broker]",
+        limits.connections_max,
+        limits.connections_max + HTTP_CONNECTIONS_MAX + RESERVE
+    );
+    Limits { connections_max: room, ..limits }
+}
+
+/// MQTT connections that so many descriptors are enough for.
+fn connections(files: usize) -> usize {
+    files.saturating_sub(HTTP_CONNECTIONS_MAX + RESERVE).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The reserve is kept for files; with hardly any descriptors one client is served all the same.
+    #[test]
+    fn a_reserve_is_kept() {
+        assert_eq!(connections(1_024), 928);
+        assert_eq!(connections(20), 1);
+    }
+}

@@ -333,7 +333,9 @@ impl Drive {
         }
         let Some(stored) = &mut self.stored else { return };
         stored.read_from = update.progress.map_or(stored.read_from, |progress| progress.read_from);
-        stored.subscriptions.retain(|known| !update.unsubscribed.iter().any(|gone| **gone == *known.filter.as_written()));
+        stored
+            .subscriptions
+            .retain(|known| !update.unsubscribed.iter().any(|gone| **gone == *known.filter.as_written()));
         stored.subscriptions.retain(|known| !update.subscribed.iter().any(|new| new.filter == known.filter));
         stored.subscriptions.extend(update.subscribed);
         stored.outgoing.retain(|known| !update.finished.contains(&known.packet_id));

@@ -18,7 +18,8 @@ use millwright_broker::topic::TopicName;
 const STEPS_MAX: usize = 200;
 
 const TOPICS: [&str; 5] = ["a", "a/b", "a/b/c", "$x/a", "d"];
-const FILTERS: [&str; 10] = ["a", "a/b", "a/#", "+/b", "#", "$x/#", "$share/g/a/#", "$share/h/#", "$share/g/#", "a/#/b"];
+const FILTERS: [&str; 10] =
+    ["a", "a/b", "a/#", "+/b", "#", "$x/#", "$share/g/a/#", "$share/h/#", "$share/g/#", "a/#/b"];
 
 #[derive(Debug, Arbitrary)]
 struct Input {
@@ -165,17 +166,19 @@ fn connect(version: Version, wish: &Wish) -> Packet {
 /// The packet of a step that is one.
 fn packet(step: &Step) -> Packet {
     match *step {
-        Step::Publish { qos: level, id: number, topic: at, bytes, retain, alias, expiry_s } => Packet::Publish(Publish {
-            dup: false,
-            qos: qos(level),
-            retain,
-            topic: Some(topic(at)).filter(|_| alias.is_none_or(|alias| alias < 128)),
-            packet_id: (qos(level) > QoS::AtMostOnce).then(|| id(number)),
-            topic_alias: alias.map(|alias| u16::from(alias % 5)),
-            subscription_identifiers: Vec::new(),
-            properties: properties(expiry_s),
-            payload: payload(bytes),
-        }),
+        Step::Publish { qos: level, id: number, topic: at, bytes, retain, alias, expiry_s } => {
+            Packet::Publish(Publish {
+                dup: false,
+                qos: qos(level),
+                retain,
+                topic: Some(topic(at)).filter(|_| alias.is_none_or(|alias| alias < 128)),
+                packet_id: (qos(level) > QoS::AtMostOnce).then(|| id(number)),
+                topic_alias: alias.map(|alias| u16::from(alias % 5)),
+                subscription_identifiers: Vec::new(),
+                properties: properties(expiry_s),
+                payload: payload(bytes),
+            })
+        }
         Step::PubAck(number) => Packet::PubAck(Ack::new(id(number), Reason::Success)),
         Step::PubRec(number, good) => {
             Packet::PubRec(Ack::new(id(number), if good { Reason::Success } else { Reason::UnspecifiedError }))
@@ -183,9 +186,11 @@ fn packet(step: &Step) -> Packet {
         Step::PubRel(number) => Packet::PubRel(Ack::new(id(number), Reason::Success)),
         Step::PubComp(number) => Packet::PubComp(Ack::new(id(number), Reason::Success)),
         Step::Subscribe { id: number, ref filters, identifier } => subscribe(number, filters, identifier),
-        Step::Unsubscribe(number, at) => {
-            Packet::Unsubscribe(Unsubscribe { packet_id: id(number), properties: Vec::new(), filters: vec![filter(at)] })
-        }
+        Step::Unsubscribe(number, at) => Packet::Unsubscribe(Unsubscribe {
+            packet_id: id(number),
+            properties: Vec::new(),
+            filters: vec![filter(at)],
+        }),
         Step::Disconnect { will, expiry_s } => Packet::Disconnect(Disconnect {
             reason: if will { Reason::DisconnectWithWill } else { Reason::Success },
             properties: expiry_s.map(|s| Property::SessionExpiryInterval(u32::from(s))).into_iter().collect(),

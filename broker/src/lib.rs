@@ -9,6 +9,8 @@ pub mod auth;
 mod clock;
 pub mod codec;
 mod connection;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod keeper;
 mod limits;
 mod live;

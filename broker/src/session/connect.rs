@@ -31,6 +31,15 @@ impl Session {
         self.version = connect.version;
         self.phase = Phase::Deciding;
         self.deadline = None;
+        // A refusal, too, has to fit into what the client takes. [MQTT-3.1.2-24]
+        for property in &connect.properties {
+            match property {
+                Property::ReceiveMaximum(max) => self.outbound.set_receive_max(*max),
+                Property::MaximumPacketSize(max) => self.outbound.set_packet_bytes_max(*max),
+                Property::TopicAliasMaximum(max) => self.outbound.set_topic_aliases_max(*max, &self.limits),
+                _ => {}
+            }
+        }
         let id = connect.client_id.as_str();
         let takes_none = self.version == Version::V311 && !connect.clean_start;
         if (id.is_empty() && takes_none) || id.len() > CLIENT_ID_BYTES_MAX {
@@ -90,14 +99,6 @@ impl Session {
         self.phase = Phase::Open;
         self.number = number;
         self.will = will_of(&connect, number);
-        for property in &connect.properties {
-            match property {
-                Property::ReceiveMaximum(max) => self.outbound.set_receive_max(*max),
-                Property::MaximumPacketSize(max) => self.outbound.set_packet_bytes_max(*max),
-                Property::TopicAliasMaximum(max) => self.outbound.set_topic_aliases_max(*max, &self.limits),
-                _ => {}
-            }
-        }
         self.start_keep_alive(&connect, moment);
         let session_present = stored.is_some();
         if let Some(id) = id {

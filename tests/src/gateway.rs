@@ -68,6 +68,13 @@ impl Gateway {
         }
     }
 
+    /// Where clients connect that speak `layers` below MQTT: `tls`, `ws` or `wss`.
+    pub fn listener(&self, layers: &str) -> Option<SocketAddr> {
+        let (text, layers) = (self.log(), format!("layers=\"{layers}\""));
+        let line = text.lines().find(|line| line.contains("serving MQTT") && line.contains(&layers))?;
+        address(line, "address=")
+    }
+
     /// Kills it as a power cut would: SIGKILL, no word of warning.
     ///
     /// # Errors

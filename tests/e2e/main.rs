@@ -9,6 +9,7 @@ mod life;
 mod mistakes;
 mod quota;
 mod rehearsal;
+mod security_walk;
 mod sessions;
 mod update;
 

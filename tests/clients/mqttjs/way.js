@@ -32,11 +32,17 @@ function dress(papers) {
   if (authority) Object.assign(options, { ca: contents(authority), cert: contents(certificate), key: contents(key) });
   if (way !== "ws" && way !== "wss") return options;
   Object.assign(options, { path, wsOptions: { origin } });
-  if (papers["no-subprotocol"]) {
-    const WebSocket = require("ws");
-    options.createWebsocket = (url) => new WebSocket(url, [], { ca: options.ca });
-  }
+  if (papers["no-subprotocol"] || origin || path !== "/mqtt") options.createWebsocket = listeningTo(papers);
   return options;
+}
+
+/** Opens a WebSocket and notes in the papers why it was refused: MQTT.js keeps that to itself. */
+function listeningTo(papers) {
+  const WebSocket = require("ws");
+  return (url, protocols, { wsOptions }) => {
+    const socket = new WebSocket(url, papers["no-subprotocol"] ? [] : protocols, wsOptions);
+    return socket.on("error", (error) => (papers.refusal = error.message));
+  };
 }
 
 module.exports = { PAPERS, dress };

@@ -132,6 +132,10 @@ fn the_security_document_works() {
     assert!(commands >= 12, "only {commands} commands were found");
     wait_for("the renewed certificate", || walk.log().contains("new certificates serve from now on").then_some(()))
         .unwrap();
+    // Nor does the log tell what is secret.
+    for secret in ["correct horse", "wrong horse", "$argon2", "PRIVATE KEY"] {
+        assert!(!walk.log().contains(secret), "the log holds `{secret}`:\n{}", walk.log());
+    }
     if !has_tool("openssl ca") || !has_tool("mosquitto_pub") {
         return;
     }

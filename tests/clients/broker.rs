@@ -6,8 +6,10 @@ use anyhow::Context;
 use harness::gateway::Gateway;
 use tempfile::TempDir;
 
+use crate::way::Way;
+
 /// The program under test.
-const PROGRAM: &str = env!("CARGO_BIN_EXE_millwright-under-test");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_millwright-under-test");
 
 /// Names another broker (`address:port`) that the scenarios are played against; crashes are left out then.
 pub(crate) const FOREIGN: &str = "MILLWRIGHT_CLIENTS_BROKER";
@@ -20,33 +22,38 @@ pub(crate) fn foreign() -> anyhow::Result<Option<SocketAddr>> {
 
 /// A broker for one scenario.
 pub(crate) enum Broker {
-    Own { gateway: Gateway, dir: TempDir },
+    Own { gateway: Gateway, dir: TempDir, way: Way, extra: String },
     Foreign(SocketAddr),
 }
 
 impl Broker {
-    pub(crate) fn start() -> anyhow::Result<Broker> {
+    /// One that serves `way`, with the sections `extra`.
+    pub(crate) fn start(way: Way, extra: String) -> anyhow::Result<Broker> {
         if let Some(addr) = foreign()? {
             return Ok(Broker::Foreign(addr));
         }
         let dir = tempfile::tempdir()?;
-        Ok(Broker::Own { gateway: Gateway::start(PROGRAM, dir.path(), "")?, dir })
+        Ok(Broker::Own { gateway: Gateway::start(PROGRAM, dir.path(), &extra)?, dir, way, extra })
     }
 
-    pub(crate) fn addr(&self) -> SocketAddr {
+    /// Where the clients of its way connect.
+    pub(crate) fn addr(&self) -> anyhow::Result<SocketAddr> {
         match self {
-            Broker::Own { gateway, .. } => gateway.mqtt,
-            Broker::Foreign(addr) => *addr,
+            Broker::Own { gateway, way, .. } => match way.layers() {
+                None => Ok(gateway.mqtt),
+                Some(layers) => gateway.over(layers).context("the gateway does not serve the way"),
+            },
+            Broker::Foreign(addr) => Ok(*addr),
         }
     }
 
     /// Kills it with SIGKILL and starts another on what it left.
     pub(crate) fn crash(self) -> anyhow::Result<Broker> {
         match self {
-            Broker::Own { gateway, dir } => {
+            Broker::Own { gateway, dir, way, extra } => {
                 gateway.kill()?;
-                let gateway = Gateway::start(PROGRAM, dir.path(), "")?;
-                Ok(Broker::Own { gateway, dir })
+                let gateway = Gateway::start(PROGRAM, dir.path(), &extra)?;
+                Ok(Broker::Own { gateway, dir, way, extra })
             }
             Broker::Foreign(_) => anyhow::bail!("only the gateway is killed"),
         }

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
+use crate::refusals::REFUSALS;
 use crate::scenarios::{Scenario, Step, Version};
+use crate::way::{Papers, Way};
 
 /// One step of a scenario, to be played against a broker.
 #[derive(Debug, Clone)]
@@ -11,6 +13,8 @@ pub(crate) struct Turn {
     pub(crate) version: Version,
     pub(crate) step: Step,
     pub(crate) broker: SocketAddr,
+    /// What the client brings along.
+    pub(crate) papers: Papers,
     /// Topics and client identifiers begin with it.
     pub(crate) prefix: String,
     /// The subscriptions that the broker allows one client.
@@ -26,6 +30,11 @@ impl Turn {
     /// A client identifier of this run.
     pub(crate) fn client_id(&self, name: &str) -> String {
         self.topic(name).replace('/', "-")
+    }
+
+    /// Whether the client is not to be let in, or not to have what it asks for.
+    pub(crate) fn is_refusal(&self) -> bool {
+        REFUSALS.iter().any(|refusal| refusal.name == self.scenario.name)
     }
 
     /// Whether MQTT 5 is spoken.
@@ -51,6 +60,9 @@ pub(crate) trait Kind: Sync {
     /// # Errors
     /// The client is not installed.
     fn find(&self) -> Result<String, Missing>;
+
+    /// The ways that it is played over.
+    fn ways(&self) -> &'static [Way];
 
     /// Why this client cannot play a scenario.
     fn cannot(&self, scenario: &str, version: Version) -> Option<&'static str>;

@@ -5,6 +5,7 @@ use std::process::Command;
 use crate::kind::{Kind, Missing, Turn};
 use crate::scenarios::Version;
 use crate::script;
+use crate::way::Way;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/mqttjs/run.js");
 const REMEDY: &str = "`.ci/run` installs it; by hand: npm ci in a copy of tests/clients/mqttjs, then \
@@ -32,6 +33,10 @@ impl Kind for MqttJs {
         let version = script::first_line(node().args([SCRIPT, "--client-version"]))
             .ok_or_else(|| missing("`node` finds no MQTT.js"))?;
         Ok(format!("MQTT.js {version}"))
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        &[Way::Tcp, Way::Tls, Way::MutualTls, Way::WebSocket, Way::WebSocketTls]
     }
 
     fn cannot(&self, _scenario: &str, _version: Version) -> Option<&'static str> {

@@ -5,6 +5,7 @@ use std::process::Command;
 use crate::kind::{Kind, Missing, Turn};
 use crate::scenarios::Version;
 use crate::script;
+use crate::way::Way;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/paho/run.py");
 const REMEDY: &str = "`.ci/run` installs it; by hand: python3 -m venv DIR && DIR/bin/pip install -r \
@@ -31,6 +32,10 @@ impl Kind for Paho {
             return Err(missing(format!("`{}` has paho-mqtt {version}, the tests are for 2.x", python())));
         }
         Ok(format!("paho-mqtt {version}"))
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        &[Way::Tcp, Way::Tls, Way::MutualTls]
     }
 
     fn cannot(&self, _scenario: &str, _version: Version) -> Option<&'static str> {

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::way::Way;
+
 /// A version of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Version {
@@ -79,28 +81,44 @@ pub(crate) struct Scenario {
     pub(crate) since: Version,
     /// What happens around its steps.
     pub(crate) course: Course,
+    /// The ways to the gateway that it is played over.
+    pub(crate) ways: &'static [Way],
 }
 
+const TCP: &[Way] = &[Way::Tcp];
+
+/// For what shows that a way carries everything: small and large, both directions, sessions, a cut.
+const EVERY_WAY: &[Way] = &[Way::Tcp, Way::Tls, Way::MutualTls, Way::WebSocket, Way::WebSocketTls];
+
 const fn both(name: &'static str, claim: &'static str) -> Scenario {
-    Scenario { name, claim, since: Version::V311, course: Course::Once }
+    Scenario { name, claim, since: Version::V311, course: Course::Once, ways: TCP }
 }
 
 const fn v5(name: &'static str, claim: &'static str) -> Scenario {
-    Scenario { name, claim, since: Version::V5, course: Course::Once }
+    Scenario { name, claim, since: Version::V5, course: Course::Once, ways: TCP }
 }
 
 const fn in_two(course: Course, name: &'static str, claim: &'static str) -> Scenario {
-    Scenario { name, claim, since: Version::V311, course }
+    Scenario { name, claim, since: Version::V311, course, ways: TCP }
+}
+
+impl Scenario {
+    const fn over_every_way(self) -> Scenario {
+        Scenario { ways: EVERY_WAY, ..self }
+    }
 }
 
 /// All scenarios.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    both("qos", "in every pair of QoS a message comes with its topic and payload, at the lower QoS of the two"),
-    both("payloads", "empty, binary and large payloads and topics beyond ASCII come as they were sent"),
-    both("order", "100 messages in flight come once each and in order, at QoS 1 and 2"),
-    both("retained", "a new subscriber gets the last retained message, marked as such; an empty one clears the topic"),
+    both("qos", "in every pair of QoS a message comes with its topic and payload, at the lower QoS of the two")
+        .over_every_way(),
+    both("payloads", "empty, binary and large payloads and topics beyond ASCII come as they were sent")
+        .over_every_way(),
+    both("order", "100 messages in flight come once each and in order, at QoS 1 and 2").over_every_way(),
+    both("retained", "a new subscriber gets the last retained message, marked as such; an empty one clears the topic")
+        .over_every_way(),
     in_two(Course::Crash, "retained-restart", "retained messages outlive a killed gateway, cleared ones stay cleared"),
-    both("will", "a killed client leaves its will, one that says DISCONNECT does not"),
+    both("will", "a killed client leaves its will, one that says DISCONNECT does not").over_every_way(),
     both("wildcards", "`+` matches one level, `#` the rest and its parent, nothing else comes"),
     both("unsubscribe", "after UNSUBACK nothing comes on the filter, and what else is subscribed goes on"),
     both("takeover", "a second client with the same identifier takes over, and the first is told so"),
@@ -109,7 +127,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "refused",
         "a subscription beyond the limit is refused with its code, and granted when another was given back",
     ),
-    in_two(Course::Return, "session", "a kept session collects what comes at QoS 1 and 2 while its client is away"),
+    in_two(Course::Return, "session", "a kept session collects what comes at QoS 1 and 2 while its client is away")
+        .over_every_way(),
     in_two(Course::Crash, "session-restart", "so it does when the gateway is killed in between"),
     both("session-clean", "a clean start discards the kept session and what it collected"),
     both("redelivery", "what a client did not acknowledge comes again, marked as a duplicate, when it returns"),

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::kind::Turn;
 use crate::scenarios::Step;
+use crate::way::Papers;
 
 /// Longest life of a script: it gives up each wait after 60 s, and few scenarios have several that are long.
 const SCRIPT_PATIENCE: Duration = Duration::from_secs(240);
@@ -17,11 +18,12 @@ const SCRIPT_PATIENCE: Duration = Duration::from_secs(240);
 pub(crate) fn play(mut command: Command, turn: &Turn) -> anyhow::Result<()> {
     command
         .arg(turn.scenario.name)
-        .args(["--host", &turn.broker.ip().to_string()])
+        .args(["--host", &turn.papers.host])
         .args(["--port", &turn.broker.port().to_string()])
         .args(["--version", &turn.version.to_string()])
         .args(["--prefix", &turn.prefix])
         .args(["--subscriptions-max", &turn.subscriptions_max.to_string()]);
+    show(&mut command, &turn.papers);
     match turn.step {
         Step::Whole => {}
         Step::Before => drop(command.args(["--step", "before"])),
@@ -58,6 +60,26 @@ pub(crate) fn play(mut command: Command, turn: &Turn) -> anyhow::Result<()> {
         text(&result, "error")
     );
     Ok(())
+}
+
+/// The options that say what the client brings along.
+fn show(command: &mut Command, papers: &Papers) {
+    command.args(["--way", papers.way.slug(), "--path", papers.path]);
+    if let Some(authority) = &papers.authority {
+        command.arg("--authority").arg(authority);
+    }
+    if let Some((certificate, key)) = &papers.certificate {
+        command.arg("--certificate").arg(certificate).arg("--key").arg(key);
+    }
+    if let Some((user, password)) = papers.login {
+        command.args(["--user", user, "--password", password]);
+    }
+    if let Some(origin) = papers.origin {
+        command.args(["--origin", origin]);
+    }
+    if !papers.subprotocol {
+        command.arg("--no-subprotocol");
+    }
 }
 
 fn text<'a>(result: &'a Value, key: &str) -> &'a str {

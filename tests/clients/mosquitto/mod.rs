@@ -1,11 +1,13 @@
 //! mosquitto_pub, mosquitto_sub and mosquitto_rr, the command-line clients.
 
 mod plain;
+mod refusals;
 mod tools;
 mod v5;
 
 use crate::kind::{Kind, Missing, Turn};
 use crate::scenarios::Version;
+use crate::way::Way;
 
 const REMEDY: &str = "`.ci/run` installs them; by hand, on Debian: apt-get install mosquitto-clients";
 
@@ -21,6 +23,10 @@ impl Kind for Mosquitto {
             tools::version(tool).ok_or_else(|| Missing { reason: format!("there is no `{tool}`"), remedy: REMEDY })?;
         }
         Ok(tools::version("mosquitto_sub").unwrap_or_default())
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        &[Way::Tcp, Way::Tls, Way::MutualTls]
     }
 
     fn cannot(&self, scenario: &str, _version: Version) -> Option<&'static str> {
@@ -63,6 +69,8 @@ impl Kind for Mosquitto {
             "packet-size-max" => v5::packet_size_max(turn),
             "will-delay" => v5::will_delay(turn),
             "will-delay-session-end" => v5::will_delay_session_end(turn),
+            "outside-rules" => refusals::outside_rules(turn),
+            name if turn.is_refusal() => refusals::kept_out(turn, name),
             other => anyhow::bail!("no such scenario: {other}"),
         }
     }

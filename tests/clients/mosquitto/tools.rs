@@ -1,7 +1,7 @@
 //! The command-line tools as processes: what they are told, and what they print.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, bail, ensure};
@@ -62,8 +62,17 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 /// A tool with the options that all share. Into a pipe the tools print by the block: stdbuf makes that by the line.
 pub(super) fn tool(turn: &Turn, name: &str) -> Command {
     let mut command = Command::new("stdbuf");
-    command.args(["-oL", name]).args(["-h", &turn.broker.ip().to_string(), "-p", &turn.broker.port().to_string()]);
+    command.args(["-oL", name]).args(["-h", &turn.papers.host, "-p", &turn.broker.port().to_string()]);
     command.args(["-V", if turn.is_v5() { "mqttv5" } else { "mqttv311" }]);
+    if let Some(authority) = &turn.papers.authority {
+        command.arg("--cafile").arg(authority);
+    }
+    if let Some((certificate, key)) = &turn.papers.certificate {
+        command.arg("--cert").arg(certificate).arg("--key").arg(key);
+    }
+    if let Some((user, password)) = turn.papers.login {
+        command.args(["-u", user, "-P", password]);
+    }
     command
 }
 
@@ -256,10 +265,26 @@ pub(super) fn publish_lines(turn: &Turn, rest: &str, lines: &[String], qos: u8) 
 }
 
 fn run_pub(turn: &Turn, topic: &str, stdin: &[u8], qos: u8, more: &[&str]) -> anyhow::Result<()> {
+    let (status, stderr) = end_of_pub(turn, topic, stdin, qos, more)?;
+    if !status.success() || !stderr.is_empty() {
+        bail!("mosquitto_pub to {topic}: {status} {stderr}");
+    }
+    Ok(())
+}
+
+/// How mosquitto_pub ends, and what it says on stderr.
+pub(super) fn end_of_pub(
+    turn: &Turn,
+    topic: &str,
+    stdin: &[u8],
+    qos: u8,
+    more: &[&str],
+) -> anyhow::Result<(ExitStatus, String)> {
     let mut command = tool(turn, "mosquitto_pub");
     command.args(["-t", topic, "-q", &qos.to_string()]).args(more);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-    child.stdin.take().context("stdin is piped")?.write_all(stdin)?;
+    // One that is refused may have ended before it read.
+    let _ = child.stdin.take().context("stdin is piped")?.write_all(stdin);
     let ended = wait_for("mosquitto_pub to end", || child.try_wait().ok().flatten());
     if ended.is_err() {
         let _ = child.kill();
@@ -267,9 +292,5 @@ fn run_pub(turn: &Turn, topic: &str, stdin: &[u8], qos: u8, more: &[&str]) -> an
     }
     let mut stderr = String::new();
     child.stderr.take().context("stderr is piped")?.read_to_string(&mut stderr)?;
-    let status = ended?;
-    if !status.success() || !stderr.is_empty() {
-        bail!("mosquitto_pub to {topic}: {status} {stderr}");
-    }
-    Ok(())
+    Ok((ended.with_context(|| stderr.clone())?, stderr))
 }

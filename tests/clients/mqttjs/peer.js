@@ -6,6 +6,8 @@
 const { isDeepStrictEqual, inspect } = require("node:util");
 const mqtt = require("mqtt");
 
+const { dress } = require("./way.js");
+
 // A busy machine may be slow, a broken broker never answers.
 const PATIENCE_MS = 60_000;
 // How long a session that expires should be kept: longer than any run.
@@ -35,8 +37,8 @@ function patiently(promise, what) {
 
 /** Where the broker is, and the names that keep this run apart from others. */
 class Target {
-  constructor({ host, port, version, prefix, subscriptionsMax }) {
-    Object.assign(this, { host, port, prefix, subscriptionsMax, isV5: version === "5" });
+  constructor({ host, port, version, prefix, subscriptionsMax, papers }) {
+    Object.assign(this, { host, port, prefix, subscriptionsMax, papers, isV5: version === "5" });
   }
 
   topic(rest) {
@@ -66,6 +68,7 @@ class Peer {
       reschedulePings: false,
       reconnectPeriod: 0,
       connectTimeout: PATIENCE_MS,
+      ...dress(target.papers),
     };
     if (will) options.will = { qos: 1, ...will, topic: target.topic(will.topic) };
     if (target.isV5) options.properties = keep ? { sessionExpiryInterval: expiryS, ...properties } : properties;

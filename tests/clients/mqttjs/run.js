@@ -7,7 +7,9 @@
 const { readFileSync } = require("node:fs");
 const path = require("node:path");
 const { parseArgs } = require("node:util");
+const { REFUSALS } = require("./refusals.js");
 const { LONG_S, PATIENCE_MS, Failed, Target, check, equal, sleep } = require("./peer.js");
+const { PAPERS } = require("./way.js");
 
 const MESSAGES = 100;
 
@@ -492,6 +494,7 @@ const SCENARIOS = {
   "will-delay": willDelay,
   "will-delay-session-end": willDelaySessionEnd,
   "disconnect-with-will": disconnectWithWill,
+  ...REFUSALS,
 };
 
 const OPTIONS = {
@@ -504,6 +507,7 @@ const OPTIONS = {
   prefix: { type: "string" },
   // The broker's limit for one client.
   "subscriptions-max": { type: "string", default: "1000" },
+  ...PAPERS,
   // Only tells the version of MQTT.js.
   "client-version": { type: "boolean", default: false },
 };
@@ -521,7 +525,8 @@ async function main() {
   const { host, version, prefix, step } = values;
   check(SCENARIOS[name] && values.port && prefix && ["3.1.1", "5"].includes(version), "wrong arguments", process.argv);
   const port = Number(values.port);
-  const target = new Target({ host, port, version, prefix, subscriptionsMax: Number(values["subscriptions-max"]) });
+  const subscriptionsMax = Number(values["subscriptions-max"]);
+  const target = new Target({ host, port, version, prefix, subscriptionsMax, papers: values });
   const result = { client: `MQTT.js ${clientVersion()}`, scenario: name, version };
   try {
     Object.assign(result, { ok: true }, await SCENARIOS[name](target, step));

@@ -5,6 +5,7 @@ Owns the waiting. Never judges what a broker does: that is for the scenarios in 
 
 import queue
 import socket
+import ssl
 import threading
 
 import paho.mqtt.client as mqtt
@@ -12,6 +13,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from way import dress
 
 # A busy machine may be slow, a broken broker never answers.
 PATIENCE_S = 60
@@ -47,10 +50,10 @@ def properties(packet, **values):
 class Target:
     """Where the broker is, and the names that keep this run apart from others."""
 
-    def __init__(self, host, port, version, prefix, subscriptions_max):
-        self.host, self.port, self.version, self.prefix = host, port, version, prefix
-        self.is_v5 = version == "5"
-        self.subscriptions_max = subscriptions_max
+    def __init__(self, wish):
+        self.wish, self.host, self.port, self.prefix = wish, wish.host, wish.port, wish.prefix
+        self.version, self.is_v5 = wish.version, wish.version == "5"
+        self.subscriptions_max = wish.subscriptions_max
 
     def topic(self, rest):
         return f"{self.prefix}/{rest}"
@@ -70,6 +73,7 @@ class Peer:
         clean = {} if target.is_v5 else {"clean_session": not keep or name is None}
         self.client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=client_id, manual_ack=manual_ack,
                                   protocol=PROTOCOLS[target.version], reconnect_on_failure=False, **clean)
+        dress(self.client, target.wish)
         if keep and target.is_v5:
             connect_properties["SessionExpiryInterval"] = expiry_s
         self.connect_properties = properties(PacketTypes.CONNECT, **connect_properties)
@@ -116,6 +120,17 @@ class Peer:
         self.granted = vars(granted) if granted else {}
         return self
 
+    def knock(self):
+        """The code of the CONNACK, or None if the connection ends without one."""
+        try:
+            self.client.connect(self.target.host, self.target.port, self.keep_alive_s)
+        except (ssl.SSLError, ConnectionError):
+            return None
+        self.client.on_disconnect = lambda *_: self.answers.put((None, None, None))
+        self.client.loop_start()
+        _flags, reason, _granted = self._answer("CONNACK or end of the connection")
+        return None if reason is None else reason.value
+
     def subscribe(self, rest, qos=0, identifier=None, **options):
         """Subscribes to one filter below the prefix; gives the code of the SUBACK."""
         return self.subscribe_raw(self.target.topic(rest), qos, identifier, **options)
@@ -133,12 +148,16 @@ class Peer:
         return self._answer("UNSUBACK")
 
     def publish(self, rest, payload, qos=1, retain=False, raw=False, **values):
-        """Publishes and waits for the acknowledgement; gives its reason code."""
-        topic = rest if raw else self.target.topic(rest)
+        """Publishes and waits for the acknowledgement, which must be one; gives its reason code."""
+        reason = self.publish_code(rest if raw else self.target.topic(rest), payload, qos, retain, **values)
+        check(reason < 0x80, "publish refused with", hex(reason))
+        return reason
+
+    def publish_code(self, topic, payload, qos=1, retain=False, **values):
+        """The reason code of the acknowledgement, whatever it is."""
         info = self.client.publish(topic, payload, qos, retain, properties=properties(PacketTypes.PUBLISH, **values))
         mid, reason = self._answer("acknowledgement")
         equal(mid, info.mid, "packet identifier of the acknowledgement")
-        check(reason < 0x80, "publish refused with", hex(reason))
         return reason
 
     def publish_all(self, rest, payloads, qos):

@@ -11,6 +11,8 @@ import time
 from importlib.metadata import version
 
 from peer import LONG_S, Failed, Target, check, equal
+from refusals import REFUSALS
+from way import add_options
 
 MESSAGES = 100
 
@@ -466,6 +468,7 @@ SCENARIOS = {
     "will-delay": will_delay,
     "will-delay-session-end": will_delay_session_end,
     "disconnect-with-will": disconnect_with_will,
+    **REFUSALS,
 }
 
 
@@ -478,8 +481,9 @@ def main():
     parser.add_argument("--step", choices=("before", "after"), help="of a scenario of two steps")
     parser.add_argument("--prefix", required=True, help="topics and client identifiers begin with it")
     parser.add_argument("--subscriptions-max", type=int, default=1_000, help="the broker's limit for one client")
+    add_options(parser)
     wish = parser.parse_args()
-    target = Target(wish.host, wish.port, wish.version, wish.prefix, wish.subscriptions_max)
+    target = Target(wish)
     steps = (wish.step,) if wish.step else ()
     result = {"client": f"paho-mqtt {version('paho-mqtt')}", "scenario": wish.scenario, "version": wish.version}
     try:

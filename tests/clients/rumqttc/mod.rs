@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use crate::kind::{Kind, Missing, Turn};
 use crate::scenarios::Version;
+use crate::way::Way;
 
 pub(crate) struct Rumqttc;
 
@@ -18,6 +19,10 @@ impl Kind for Rumqttc {
 
     fn find(&self) -> Result<String, Missing> {
         Ok("rumqttc".to_owned())
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        &[Way::Tcp]
     }
 
     fn cannot(&self, scenario: &str, _version: Version) -> Option<&'static str> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::outgoing::{Outgoing, Place};
-use super::persist::Held;
+use super::persist::{Held, Persist};
 use super::redeliver::Redelivery;
 use super::{Event, Moment, Session};
 use crate::codec::{Ack, MessageProperties, OutgoingPublish, Packet, PacketId, Reason, Version};
@@ -171,8 +171,10 @@ impl Session {
         self.outbound.read_from.filter(|_| hungry)
     }
 
+    /// Whether one more message may be sent. What is held until it is stored counts as if it were in the output already.
     pub(super) fn has_space(&self) -> bool {
-        self.output.len() < self.limits.outbound_bytes_max / 2 && self.outbound.outgoing.has_room()
+        let held_bytes = self.persist.as_ref().map_or(0, Persist::held_bytes);
+        self.output.len() + held_bytes < self.limits.outbound_bytes_max / 2 && self.outbound.outgoing.has_room()
     }
 
     /// Messages read from the log `from` what [`Session::wants_log`] said; `next` is where to go on.
@@ -205,7 +207,8 @@ impl Session {
             return;
         }
         self.pump_retained(moment);
-        while self.has_space() {
+        // What a group had no room for comes first.
+        while self.has_space() && !self.fetches_returned() {
             let Some(logged) = self.outbound.tail.pop_front() else { break };
             self.deliver_logged(&logged, moment);
         }
@@ -217,12 +220,17 @@ impl Session {
             // Logged telemetry; its subscribers had it live.
             return;
         }
+        if logged.offset >= self.outbound.own_from {
+            self.deliver_own(logged, moment);
+        }
         if self.subscriptions.has_shared() {
             self.deliver_shared(logged, moment);
         }
-        if logged.offset < self.outbound.own_from {
-            return;
-        }
+    }
+
+    /// For the client's own subscriptions, those of no group.
+    fn deliver_own(&mut self, logged: &LogMessage, moment: Moment) {
+        let message = &logged.message;
         let from_me = message.origin == self.number;
         let topic = &message.topic;
         let Some(decision) = self.subscriptions.decide_logged(logged.topic_id, topic, from_me, logged.offset) else {

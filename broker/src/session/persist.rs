@@ -35,6 +35,18 @@ pub(super) enum Held {
     UnsubAck(UnsubAck),
 }
 
+impl Held {
+    /// Bytes of the message, if it is one.
+    fn bytes(&self) -> usize {
+        match self {
+            Held::Publish { message, .. } => {
+                message.topic.as_str().len() + message.payload.len() + message.properties.len()
+            }
+            _ => 0,
+        }
+    }
+}
+
 /// The stored side of a session.
 #[derive(Debug)]
 pub(super) struct Persist {
@@ -50,6 +62,8 @@ pub(super) struct Persist {
     /// With the number of the update that it waits for.
     held: VecDeque<(u64, Held)>,
     held_publishes: usize,
+    /// Bytes of the messages that are held.
+    held_bytes: usize,
     held_subacks: usize,
     stored_from: Offset,
     stored_at: Instant,
@@ -66,6 +80,7 @@ impl Persist {
             stored: 0,
             held: VecDeque::new(),
             held_publishes: 0,
+            held_bytes: 0,
             held_subacks: 0,
             stored_from: read_from,
             stored_at: now,
@@ -89,6 +104,7 @@ impl Persist {
     /// Sends this once everything so far is stored.
     pub(super) fn hold(&mut self, held: Held) {
         self.held_publishes += usize::from(matches!(held, Held::Publish { .. }));
+        self.held_bytes += held.bytes();
         self.held_subacks += usize::from(matches!(held, Held::SubAck(_)));
         self.is_urgent = true;
         self.held.push_back((self.taken + 1, held));
@@ -97,6 +113,11 @@ impl Persist {
     /// Whether a message is held: later ones must not overtake it. [MQTT-4.6.0-6]
     pub(super) fn holds_publishes(&self) -> bool {
         self.held_publishes > 0
+    }
+
+    /// Bytes of messages that go out when they are stored.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
     }
 
     pub(super) fn holds_subacks(&self) -> bool {
@@ -111,6 +132,7 @@ impl Persist {
         self.held.front().filter(|(number, _)| *number <= self.stored)?;
         let (_, held) = self.held.pop_front()?;
         self.held_publishes -= usize::from(matches!(held, Held::Publish { .. }));
+        self.held_bytes -= held.bytes();
         self.held_subacks -= usize::from(matches!(held, Held::SubAck(_)));
         Some(held)
     }

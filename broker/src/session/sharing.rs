@@ -17,7 +17,7 @@ pub(super) struct Sharing {
     member: Member,
     /// The group counts this session among its stored ones.
     counted: bool,
-    /// Given back by another member, to be read from the log.
+    /// Given back by another member, or taken when there was no room, to be read from the log.
     fetching: Option<Offset>,
     /// What the store has as its position.
     stored_since: Option<Offset>,
@@ -70,13 +70,18 @@ impl Session {
         }
     }
 
-    /// Delivers a message of the log to the groups in which it is this client's turn.
+    /// Delivers a message of the log to the groups in which it is this client's turn: a copy each, so the first may take the
+    /// last room. The others are read once more when there is some. [MQTT-3.3.4-9]
     pub(super) fn deliver_shared(&mut self, logged: &LogMessage, moment: Moment) {
         let filters = self.subscriptions.shared_wanting(logged.topic_id, &logged.message.topic);
         for filter in filters.iter() {
-            let sharing = self.sharing.iter().find(|sharing| sharing.member.filter() == filter);
-            if sharing.is_some_and(|sharing| sharing.member.take(logged.offset)) {
+            let has_space = self.has_space();
+            let sharing = self.sharing.iter_mut().find(|sharing| sharing.member.filter() == filter);
+            let Some(sharing) = sharing.filter(|sharing| sharing.member.take(logged.offset)) else { continue };
+            if has_space {
                 self.send_shared(filter, logged, moment);
+            } else {
+                sharing.fetching = Some(logged.offset);
             }
         }
     }
@@ -95,6 +100,11 @@ impl Session {
         self.publish(message, envelope, Place { offset: logged.offset, retained: false, group }, moment);
     }
 
+    /// Whether a message of a group is to be read from the log once more.
+    pub(super) fn fetches_returned(&self) -> bool {
+        self.sharing.iter().any(|sharing| sharing.fetching.is_some())
+    }
+
     /// Where the log is to be read for a message that another member gave back.
     pub(crate) fn wants_returned(&mut self) -> Option<Offset> {
         if !self.is_open() || !self.has_space() {
@@ -111,6 +121,10 @@ impl Session {
 
     /// What was read at [`Session::wants_returned`]; `None` if the log does not have it any more.
     pub(crate) fn offer_returned(&mut self, offset: Offset, logged: Option<&LogMessage>, moment: Moment) {
+        if logged.is_some() && !self.has_space() {
+            // What was sent meanwhile took the room: it is read again later.
+            return;
+        }
         let Some(sharing) = self.sharing.iter_mut().find(|sharing| sharing.fetching == Some(offset)) else { return };
         sharing.fetching = None;
         let filter = sharing.member.filter().clone();

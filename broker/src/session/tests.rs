@@ -11,6 +11,8 @@ use crate::codec::{
 use crate::log::LogMessage;
 use crate::topic::TopicName;
 
+mod found;
+
 /// A session and the client's end of its wire.
 struct Wire {
     session: Session,
@@ -208,19 +210,6 @@ fn nothing_is_read_while_authenticating() {
     wire.session.refuse(Reason::BadUserNameOrPassword);
     assert!(matches!(wire.sent()[..], [Packet::ConnAck(ConnAck { reason: Reason::BadUserNameOrPassword, .. })]));
     assert!(!wire.session.wants_packets());
-}
-
-// A refusal that is larger than the client takes is not sent; the connection is closed all the same. [MQTT-3.1.2-24]
-#[test]
-fn a_refusal_fits_the_client_or_is_silent() {
-    for (packet_bytes_max, expected) in [(4, &[][..]), (5, &["CONNACK"][..])] {
-        let properties = vec![Property::MaximumPacketSize(packet_bytes_max)];
-        let mut wire = Wire::new(Limits::default(), Version::V5);
-        wire.handle(Packet::Connect(Box::new(Connect { properties, ..connect(Version::V5) })));
-        wire.session.refuse(Reason::BadUserNameOrPassword);
-        assert_eq!(wire.names(), expected);
-        assert!(matches!(wire.events()[..], [Event::Connect(_), Event::Close]));
-    }
 }
 
 // Acknowledgements wait for the commit and come in the order of the publishes, whatever their QoS. [MQTT-4.6.0-2]

@@ -155,6 +155,12 @@ pub struct BrokerStatus {
     pub accepted: u64,
     /// Connections turned away because there were too many.
     pub turned_away: u64,
+    /// TLS or WebSocket handshakes that failed.
+    pub handshakes_failed: u64,
+    /// Logins with a wrong user name or password.
+    pub logins_wrong: u64,
+    /// Publishes and subscriptions that access rules do not allow.
+    pub denied: u64,
     /// CONNECTs refused.
     pub refused: u64,
     /// Connections that ended because the client broke the protocol.
@@ -180,6 +186,9 @@ impl BrokerStatus {
             clients: stats.clients,
             accepted: stats.accepted,
             turned_away: stats.turned_away,
+            handshakes_failed: stats.handshakes_failed,
+            logins_wrong: stats.logins_wrong,
+            denied: stats.denied,
             refused: stats.refused,
             protocol_errors: stats.protocol_errors,
             received_volatile: stats.received_volatile,

@@ -208,3 +208,24 @@ fn no_secret_reaches_a_log() {
         assert!(!log.contains(secret), "{secret} is in the log");
     }
 }
+
+// Who tries what he may not is counted, where an operator sees it.
+#[test]
+fn attempts_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let user = format!("[[broker.user]]\nname = \"ann\"\npassword_hash = \"{}\"\n", hash_of("correct horse battery"));
+    let gateway = Gateway::start(PROGRAM, dir.path(), &format!("{TLS}{user}")).unwrap();
+    let count = |name: &str| gateway.status().unwrap()["broker"][name].as_u64().unwrap();
+    let names = ["handshakes_failed", "logins_wrong", "denied"];
+    assert_eq!(names.map(count), [0, 0, 0]);
+    let login = Some(("ann", "wrong staple"));
+    assert!(Client::connect(gateway.mqtt, &Connect { login, ..Connect::new("c") }).is_err());
+    // Plain MQTT on the port of TLS.
+    assert!(Client::connect(gateway.over("tls").unwrap(), &Connect::new("c")).is_err());
+    // A user for whom there is no rule.
+    let login = Some(("ann", "correct horse battery"));
+    let mut ann = Client::connect(gateway.mqtt, &Connect { login, ..Connect::new("c") }).unwrap();
+    assert_eq!(ann.subscribe("#", 1).unwrap(), 0x80);
+    wait_for("the counts", || (names.map(count) == [1, 1, 1]).then_some(())).unwrap();
+}

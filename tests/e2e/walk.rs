@@ -44,11 +44,18 @@ fn is_there(tool: &str) -> bool {
     found.is_ok_and(|status| status.success())
 }
 
-/// What is written into `gateway.toml`: any port, and hashes of the password.
-fn on_any_port(config: &str, hash: &str) -> String {
+/// What commands have printed and the document leaves out.
+#[derive(Default)]
+struct Printed {
+    password_hash: String,
+    model_key: String,
+}
+
+/// What is written into `gateway.toml`: any port, and what was printed before.
+fn on_any_port(config: &str, printed: &Printed) -> String {
     let any = ["127.0.0.1:1883", "0.0.0.0:8883", "0.0.0.0:9002"];
     let config = any.iter().fold(config.to_owned(), |text, listen| text.replace(listen, "127.0.0.1:0"));
-    config.replace("$argon2id$…", hash)
+    config.replace("$argon2id$…", &printed.password_hash).replace("ed25519:…", &printed.model_key)
 }
 
 /// A command, and a line of what it is to print, if the document shows one.
@@ -90,12 +97,12 @@ fn the_security_walk() {
         has_mosquitto || std::env::var("MILLWRIGHT_REQUIRE_CLIENTS").is_err(),
         "mosquitto_pub is not installed; `.ci/run` installs it"
     );
-    let (mut config, mut hash, mut gateway) = (String::new(), String::new(), None);
+    let (mut config, mut printed, mut gateway) = (String::new(), Printed::default(), None);
     let mut count = 0;
     for Block { language, text } in blocks(document) {
         if language == "toml" {
             config = merge(&config, text);
-            std::fs::write(dir.path().join("gateway.toml"), on_any_port(&config, &hash)).unwrap();
+            std::fs::write(dir.path().join("gateway.toml"), on_any_port(&config, &printed)).unwrap();
             continue;
         }
         for (command, shown) in commands(text) {
@@ -103,18 +110,38 @@ fn the_security_walk() {
             if command.starts_with("millwright run") {
                 // The one before ends first: they share a folder.
                 drop(gateway.take());
-                let config = on_any_port(&config, &hash);
+                let config = on_any_port(&config, &printed);
                 gateway = Some(Gateway::start(PROGRAM, dir.path(), &config).unwrap());
             } else if command.starts_with("mosquitto") && !has_mosquitto {
                 eprintln!("not run, mosquitto is not installed: {command}");
             } else {
                 let command = command.replace("/tmp", ".");
-                let printed = run(dir.path(), (&command, shown), gateway.as_ref());
+                let text = run(dir.path(), (&command, shown), gateway.as_ref());
                 if command.contains("passwd") {
-                    hash = printed.trim().to_owned();
+                    printed.password_hash = text.trim().to_owned();
+                } else if command.contains("keygen") {
+                    printed.model_key = text.lines().next().unwrap().to_owned();
                 }
             }
         }
     }
     assert!(count > 15, "the document has {count} commands");
+}
+
+// The limits that docs/SECURITY.md lists have the defaults that docs/CONFIGURATION.md, which is held to the code, gives them.
+#[test]
+fn the_limits_are_those_of_the_configuration() {
+    let rows = |document: &'static str| {
+        document.lines().filter_map(|line| {
+            let mut cells = line.strip_prefix("| `")?.split(" | ");
+            let name = cells.next()?.strip_suffix('`')?;
+            Some((name, cells.next()?))
+        })
+    };
+    let configuration: Vec<_> = rows(include_str!("../../docs/CONFIGURATION.md")).collect();
+    let limits: Vec<_> = rows(include_str!("../../docs/SECURITY.md")).filter(|(name, _)| name.contains('_')).collect();
+    assert!(limits.len() > 10, "{limits:?}");
+    for limit in limits {
+        assert!(configuration.contains(&limit), "{limit:?} is not what docs/CONFIGURATION.md says");
+    }
 }

@@ -36,7 +36,8 @@ pub(super) fn read(s: &mut Section<'_, '_>) -> (BrokerSection, Vec<Listen>) {
     let access = access(s, &users);
     let (tls, handshakes_per_s) = s.read("tls", "[broker.tls]", |s| tls(s, &mut listeners));
     let limits = Limits { tls_handshakes_per_s_max: handshakes_per_s, ..limits };
-    let websocket = s.read("websocket", "[broker.websocket]", |s| websocket(s, tls.is_some(), &mut listeners));
+    let websocket =
+        s.read("websocket", "[broker.websocket]", |s| websocket(s, tls.is_some(), !users.is_empty(), &mut listeners));
     let section = BrokerSection {
         listen,
         allow_anonymous_on_network,
@@ -137,7 +138,12 @@ fn tls(s: &mut Section<'_, '_>, listeners: &mut Vec<Listen>) -> (Option<TlsSecti
     (Some(TlsSection { listen, files }), handshakes_per_s)
 }
 
-fn websocket(s: &mut Section<'_, '_>, has_tls: bool, listeners: &mut Vec<Listen>) -> Option<WebSocketSection> {
+fn websocket(
+    s: &mut Section<'_, '_>,
+    has_tls: bool,
+    has_users: bool,
+    listeners: &mut Vec<Listen>,
+) -> Option<WebSocketSection> {
     let listen = optional_address(s, "listen", listeners);
     let tls_listen = optional_address(s, "tls_listen", listeners);
     let path = s.text("path", "/mqtt", "path");
@@ -145,6 +151,12 @@ fn websocket(s: &mut Section<'_, '_>, has_tls: bool, listeners: &mut Vec<Listen>
         s.mistake("path", format!("\"{}\" is not a path", shorten(&path)), "write it with a slash in front");
     }
     let origins = names(s, "origins", "origins, or *", "[\"https://plant.example\"]");
+    for origin in &origins {
+        if let Err(what) = check_origin(origin) {
+            let remedy = "write it as browsers do: https://plant.example, or https://plant.example:8443";
+            s.mistake("origins", format!("\"{}\" {what}", shorten(origin)), remedy);
+        }
+    }
     if !s.is_given() {
         return None;
     }
@@ -154,7 +166,28 @@ fn websocket(s: &mut Section<'_, '_>, has_tls: bool, listeners: &mut Vec<Listen>
     if tls_listen.is_some() && !has_tls {
         s.mistake("tls_listen", "needs a certificate", "name its files in [broker.tls]");
     }
+    if let Some(address) = listen.filter(|address| has_users && !address.ip().is_loopback()) {
+        let what = format!("passwords cross the network as they are, on {address}");
+        s.warning("listen", what, "let clients use tls_listen, and listen on 127.0.0.1 here");
+    }
     Some(WebSocketSection { listen, tls_listen, rules: WebSocketRules { path, origins } })
+}
+
+/// An entry that no browser ever sends would let nobody in, without a word.
+fn check_origin(origin: &str) -> Result<(), &'static str> {
+    if origin == "*" {
+        return Ok(());
+    }
+    let Some((scheme, host)) = origin.split_once("://") else { return Err("is no origin: it has no scheme") };
+    if scheme.is_empty() || host.is_empty() || host.contains(['/', '?', '#', '@', '*', ' ']) {
+        return Err("is no origin: that is a scheme and a host, and a port if it is not the usual one");
+    }
+    let usual_port = match scheme {
+        "https" => ":443",
+        "http" => ":80",
+        _ => return Ok(()),
+    };
+    if host.ends_with(usual_port) { Err("has the usual port, which browsers leave out") } else { Ok(()) }
 }
 
 fn optional_address(s: &mut Section<'_, '_>, key: &'static str, listeners: &mut Vec<Listen>) -> Option<SocketAddr> {

@@ -253,6 +253,11 @@ fn the_network_is_not_let_in_by_accident() {
            [broker.tls], and listen on 127.0.0.1 here"],
     );
     warns(
+        &format!("[broker.websocket]\nlisten = \"0.0.0.0:9001\"\n{user}"),
+        &["f:4:10: [broker.websocket] listen: passwords cross the network as they are, on 0.0.0.0:9001; let clients \
+           use tls_listen, and listen on 127.0.0.1 here"],
+    );
+    warns(
         &format!("[broker]\nallow_anonymous_on_network = true\n{user}"),
         &["f:4:30: [broker] allow_anonymous_on_network: has no effect: there are users, so every client must log in; \
            remove it"],
@@ -263,6 +268,31 @@ fn the_network_is_not_let_in_by_accident() {
            on 127.0.0.1, or write allow_network = true to show it to everybody"],
     );
     check("[http]\nlisten = \"[::]:80\"\nallow_network = true\n", &[]);
+}
+
+// Origins that no browser sends are told: they would let nobody in.
+#[test]
+fn origins_are_written_as_browsers_do() {
+    let with = |origin: &str| format!("[broker.websocket]\nlisten = \"127.0.0.1:9001\"\norigins = [\"{origin}\"]\n");
+    for sound in ["*", "https://plant.example", "http://192.0.2.7:8080", "http://[2001:db8::1]"] {
+        check(&with(sound), &[]);
+    }
+    let form = "is no origin: that is a scheme and a host, and a port if it is not the usual one";
+    for (wrong, what) in [
+        ("plant.example", "is no origin: it has no scheme"),
+        ("https://plant.example/", form),
+        ("https://plant.example/hmi", form),
+        ("https://*.plant.example", form),
+        ("https://", form),
+        ("https://plant.example:443", "has the usual port, which browsers leave out"),
+        ("http://plant.example:80", "has the usual port, which browsers leave out"),
+    ] {
+        let told = format!(
+            "5:11: [broker.websocket] origins: \"{wrong}\" {what}; write it as browsers do: https://plant.example, or \
+             https://plant.example:8443"
+        );
+        check(&with(wrong), &[&told]);
+    }
 }
 
 // Listeners that need each other's keys, and rules for nobody, are told with their remedy.

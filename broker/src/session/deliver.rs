@@ -425,8 +425,15 @@ impl Session {
         (given < self.outbound.aliases_max).then_some((next, false))
     }
 
+    /// How far a message is that the client has been sent. One that is held until it is stored cannot be acknowledged yet:
+    /// finished now, it would go out afterwards, under an identifier that is nobody's.
+    fn stage_of_sent(&self, packet_id: PacketId) -> Option<Stage> {
+        let is_held = self.persist.as_ref().is_some_and(|persist| persist.holds_publish(packet_id));
+        self.outbound.outgoing.get(packet_id).filter(|_| !is_held).map(|in_flight| in_flight.stage)
+    }
+
     pub(super) fn on_puback(&mut self, ack: &Ack) {
-        match self.outbound.outgoing.get(ack.packet_id).map(|in_flight| in_flight.stage) {
+        match self.stage_of_sent(ack.packet_id) {
             Some(Stage::Acknowledged) => self.outbound.outgoing.finish(ack.packet_id),
             Some(_) => self.protocol_error("MQTT-4.3.3-1", "PUBACK for a QoS 2 message"),
             None => {}
@@ -435,7 +442,7 @@ impl Session {
 
     pub(super) fn on_pubrec(&mut self, ack: &Ack) {
         let packet_id = ack.packet_id;
-        let reason = match self.outbound.outgoing.get(packet_id).map(|in_flight| in_flight.stage) {
+        let reason = match self.stage_of_sent(packet_id) {
             Some(Stage::Acknowledged) => {
                 return self.protocol_error("MQTT-4.3.2-1", "PUBREC for a QoS 1 message");
             }
@@ -455,7 +462,7 @@ impl Session {
     }
 
     pub(super) fn on_pubcomp(&mut self, ack: &Ack) {
-        match self.outbound.outgoing.get(ack.packet_id).map(|in_flight| in_flight.stage) {
+        match self.stage_of_sent(ack.packet_id) {
             Some(Stage::Completed) => self.outbound.outgoing.finish(ack.packet_id),
             Some(_) => self.protocol_error("MQTT-4.3.3-1", "PUBCOMP for a message that is not released"),
             None => {}

@@ -115,6 +115,12 @@ impl Persist {
         self.held_publishes > 0
     }
 
+    /// Whether the message of this identifier is held.
+    pub(super) fn holds_publish(&self, packet_id: PacketId) -> bool {
+        let is_it = |held: &Held| matches!(held, Held::Publish { packet_id: id, .. } if *id == packet_id);
+        self.holds_publishes() && self.held.iter().any(|(_, held)| is_it(held))
+    }
+
     /// Bytes of messages that go out when they are stored.
     pub(super) fn held_bytes(&self) -> usize {
         self.held_bytes

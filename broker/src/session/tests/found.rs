@@ -67,6 +67,34 @@ fn what_is_held_counts_as_output() {
     assert_eq!(wire.names(), ["PUBLISH", "PUBLISH"]);
 }
 
+// A message that waits for its identifier to be stored cannot be acknowledged: refused before it was sent, it would go out under
+// an identifier that is nobody's, beyond the receive maximum.
+#[test]
+fn what_is_held_is_not_acknowledged() {
+    let mut wire = Wire::new(Limits::default(), Version::V5);
+    let properties = vec![Property::SessionExpiryInterval(60), Property::ReceiveMaximum(1)];
+    wire.handle(Packet::Connect(Box::new(Connect { properties, ..connect(Version::V5) })));
+    wire.events();
+    assert!(wire.session.identify(Identity { client_id: "c".into(), ..Identity::default() }));
+    let stored = Some(SessionId(1));
+    wire.session.accept(Acceptance { number: 1, id: stored, ..Acceptance::default() }, wire.moment());
+    wire.handle(subscribe("#", QoS::ExactlyOnce));
+    wire.events();
+    assert!(wire.session.take_update(wire.moment()).is_some());
+    wire.session.stored(wire.moment());
+    assert_eq!(wire.names(), ["CONNACK", "SUBACK"]);
+    wire.head = 3;
+    let from = wire.session.wants_log().unwrap();
+    let messages = vec![logged(Offset(1), QoS::ExactlyOnce), logged(Offset(2), QoS::ExactlyOnce)];
+    wire.session.offer(from, messages, Offset(3), wire.moment());
+    wire.handle(Packet::PubRec(Ack::new(id(1), Reason::QuotaExceeded)));
+    wire.session.pump(wire.moment());
+    assert_eq!(wire.names(), [""; 0]);
+    assert!(wire.session.take_update(wire.moment()).is_some());
+    wire.session.stored(wire.moment());
+    assert_eq!(wire.names(), ["PUBLISH"], "the second one waits for the first");
+}
+
 // A client that is in two groups and has a subscription of its own gets a message three times, one after the other if it takes
 // one at a time. [MQTT-3.3.4-9]
 #[test]

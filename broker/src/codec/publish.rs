@@ -245,8 +245,11 @@ pub(crate) struct TopicCache {
     last: Option<TopicName>,
 }
 
-/// The most text that a [`TopicCache`] keeps: some hundred topics of a usual length, and 16 MiB for 1,000 connections.
+/// What a [`TopicCache`] keeps at most: some hundred topics of a usual length, and 16 MiB for 1,000 connections.
 const TOPIC_CACHE_BYTES_MAX: usize = 16 * 1024;
+
+/// What a topic costs besides its text: its allocation and its place in the table.
+const TOPIC_OVERHEAD_BYTES: usize = 64;
 
 impl TopicCache {
     pub(crate) fn parse(&mut self, name: &[u8]) -> Result<TopicName, DecodeError> {
@@ -273,11 +276,12 @@ impl TopicCache {
             }
             _ => DecodeError::with(Reason::TopicNameInvalid, "MQTT-4.7.3-3", "the topic is too long or too deep"),
         })?;
-        if self.bytes + name.len() > TOPIC_CACHE_BYTES_MAX {
+        let bytes = name.len() + TOPIC_OVERHEAD_BYTES;
+        if self.bytes + bytes > TOPIC_CACHE_BYTES_MAX {
             self.topics.clear();
             self.bytes = 0;
         }
-        self.bytes += name.len();
+        self.bytes += bytes;
         self.topics.insert(topic.clone());
         Ok(topic)
     }

@@ -97,7 +97,8 @@ impl Default for Limits {
             tail_rows_max: 65_536,
             tail_bytes_max: 16 * 1_024 * 1_024,
             message_bytes_max: 16 * 1_024 * 1_024,
-            topics_max: 100_000,
+            // 100,000 of a plant, and what the gateway publishes itself.
+            topics_max: 131_072,
             cursors_max: 10_000,
             sessions_max: 10_000,
             retained_count_max: 65_536,

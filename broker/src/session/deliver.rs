@@ -133,6 +133,10 @@ impl Outbound {
         }
     }
 
+    pub(super) fn forget_retained(&mut self, filter: &TopicFilter) {
+        self.retained_wanted.retain(|wanted| wanted != filter);
+    }
+
     /// The first message that was not delivered, if any subscription reads the log.
     pub(super) fn position(&self) -> Option<Offset> {
         let read_from = self.read_from?;

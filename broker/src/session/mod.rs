@@ -324,7 +324,7 @@ impl Session {
         open && self.events.is_empty()
             && self.output.len() < self.limits.outbound_bytes_max
             && self.inbound.has_room(&self.limits)
-            && self.persist.as_ref().is_none_or(|persist| persist.held_count() < publish::ACKS_OWED_MAX)
+            && self.persist.as_ref().is_none_or(persist::Persist::has_room)
     }
 
     /// Bytes that wait for the disk or the socket, and bytes read from the log that wait for the client.

@@ -12,9 +12,10 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::deliver::Envelope;
+use super::publish::ACKS_OWED_MAX;
 use super::subscribe::PendingSubAck;
 use super::{Moment, Phase, Session};
-use crate::codec::{Ack, Packet, PacketId, Reason, UnsubAck};
+use crate::codec::{Ack, FILTERS_PER_PACKET_MAX, Packet, PacketId, Reason, UnsubAck};
 use crate::log::Offset;
 use crate::log::sessions::{Presence, Progress, SessionId, SessionUpdate, StoredWill};
 use crate::message::Message;
@@ -45,6 +46,14 @@ impl Held {
             _ => 0,
         }
     }
+
+    /// Filters whose retained messages follow it.
+    fn filters(&self) -> usize {
+        match self {
+            Held::SubAck(pending) => pending.filters(),
+            _ => 0,
+        }
+    }
 }
 
 /// The stored side of a session.
@@ -65,6 +74,8 @@ pub(super) struct Persist {
     /// Bytes of the messages that are held.
     held_bytes: usize,
     held_subacks: usize,
+    /// Filters whose retained messages follow a held SUBACK.
+    held_filters: usize,
     stored_from: Offset,
     stored_at: Instant,
 }
@@ -82,6 +93,7 @@ impl Persist {
             held_publishes: 0,
             held_bytes: 0,
             held_subacks: 0,
+            held_filters: 0,
             stored_from: read_from,
             stored_at: now,
         }
@@ -106,6 +118,7 @@ impl Persist {
         self.held_publishes += usize::from(matches!(held, Held::Publish { .. }));
         self.held_bytes += held.bytes();
         self.held_subacks += usize::from(matches!(held, Held::SubAck(_)));
+        self.held_filters += held.filters();
         self.is_urgent = true;
         self.held.push_back((self.taken + 1, held));
     }
@@ -121,6 +134,11 @@ impl Persist {
         self.holds_publishes() && self.held.iter().any(|(_, held)| is_it(held))
     }
 
+    /// Whether the PUBREL of this identifier is held.
+    pub(super) fn holds_release(&self, packet_id: PacketId) -> bool {
+        self.held.iter().any(|(_, held)| matches!(held, Held::PubRel(id) if *id == packet_id))
+    }
+
     /// Bytes of messages that go out when they are stored.
     pub(super) fn held_bytes(&self) -> usize {
         self.held_bytes
@@ -130,8 +148,9 @@ impl Persist {
         self.held_subacks > 0
     }
 
-    pub(super) fn held_count(&self) -> usize {
-        self.held.len()
+    /// Whether one more packet may be answered with something to hold.
+    pub(super) fn has_room(&self) -> bool {
+        self.held.len() < ACKS_OWED_MAX && self.held_filters < FILTERS_PER_PACKET_MAX
     }
 
     fn next_ready(&mut self) -> Option<Held> {
@@ -140,6 +159,7 @@ impl Persist {
         self.held_publishes -= usize::from(matches!(held, Held::Publish { .. }));
         self.held_bytes -= held.bytes();
         self.held_subacks -= usize::from(matches!(held, Held::SubAck(_)));
+        self.held_filters -= held.filters();
         Some(held)
     }
 }

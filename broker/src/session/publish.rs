@@ -104,6 +104,10 @@ impl Inbound {
         self.received.get(&packet_id).copied()
     }
 
+    fn knows(&self, packet_id: Option<PacketId>) -> bool {
+        packet_id.is_some_and(|packet_id| self.received.contains_key(&packet_id))
+    }
+
     fn set_receipt(&mut self, packet_id: PacketId, receipt: Receipt) {
         if self.received.insert(packet_id, receipt) == Some(Receipt::Before) {
             self.received_before -= 1;
@@ -133,7 +137,12 @@ impl Session {
             let what = "more unacknowledged publishes than the receive maximum";
             return self.violation(Reason::ReceiveMaximumExceeded, "MQTT-3.3.4-9", what);
         }
-        if let Err(reason) = self.check_publish(&publish, &topic) {
+        // A message that comes again was checked when it came first; refused now, its identifier would be free for the client
+        // and taken here.
+        let comes_again = publish.qos == QoS::ExactlyOnce && self.inbound.knows(publish.packet_id);
+        if let Err(reason) = self.check_publish(&publish, &topic)
+            && !comes_again
+        {
             if reason == Reason::NotAuthorized {
                 self.deny(topic.as_str());
             }
@@ -202,7 +211,7 @@ impl Session {
     }
 
     fn exceeds_receive_max(&self, publish: &Publish) -> bool {
-        let resent = publish.packet_id.is_some_and(|id| self.inbound.received.contains_key(&id));
+        let resent = self.inbound.knows(publish.packet_id);
         // QoS 2 counts until PUBCOMP, QoS 1 until PUBACK. [MQTT-4.9]
         let open = self.inbound.owed_qos1 + self.inbound.received.len() - self.inbound.received_before;
         self.version == Version::V5 && !resent && open >= usize::from(self.limits.receive_max)
@@ -238,6 +247,7 @@ impl Session {
             (_, None) if reason == Reason::NotAuthorized => {}
             (_, None) => self.violation(reason, "MQTT-3.3.2.3.2", "a QoS 0 publish that cannot be accepted"),
             (Version::V5, Some(packet_id)) => self.owe(packet_id, publish.qos == QoS::ExactlyOnce, false, reason),
+            (Version::V311, Some(_)) if reason == Reason::NotAuthorized => self.close(reason, Ended::Broker(reason)),
             (Version::V311, Some(_)) => {
                 self.violation(reason, "MQTT-3.3.5-2 of 3.1.1", "a publish that cannot be accepted");
             }
@@ -296,18 +306,23 @@ impl Session {
         let settled = self.inbound.settled_count;
         // A QoS 0 message has no acknowledgement.
         let mut owed = self.inbound.owed.iter_mut().take_while(|owed| owed.after <= settled);
-        if let Some(owed) = owed.find(|owed| owed.own && owed.after == settled) {
-            owed.reason = reason;
-            if self.version == Version::V311 {
-                self.end(Ended::Broker(reason));
-            }
+        let Some(owed) = owed.find(|owed| owed.own && owed.after == settled) else { return };
+        owed.reason = reason;
+        if owed.qos2 {
+            // What was sent a second time in the meantime is refused with it.
+            let packet_id = owed.packet_id;
+            let copies = self.inbound.owed.iter_mut().filter(|owed| owed.qos2 && owed.packet_id == packet_id);
+            copies.for_each(|copy| copy.reason = reason);
+        }
+        if self.version == Version::V311 {
+            self.end(Ended::Broker(reason));
         }
     }
 
     /// Sends the acknowledgements whose turn has come.
     fn pay(&mut self) {
         while self.inbound.owed.front().is_some_and(|owed| owed.after <= self.inbound.settled_count) {
-            let Some(Owed { packet_id, qos2, reason, .. }) = self.inbound.owed.pop_front() else { break };
+            let Some(Owed { packet_id, qos2, own, reason, .. }) = self.inbound.owed.pop_front() else { break };
             if self.phase == super::Phase::Closed {
                 return;
             }
@@ -317,7 +332,10 @@ impl Session {
                 continue;
             }
             if reason.is_error() {
-                self.inbound.forget(packet_id);
+                // A message that was never taken has not taken the identifier either: another may have it.
+                if own {
+                    self.inbound.forget(packet_id);
+                }
             } else if self.inbound.receipt(packet_id).is_some() {
                 self.inbound.set_receipt(packet_id, Receipt::Received);
             }

@@ -54,7 +54,9 @@ impl Session {
         while let Some(packet_id) = self.outbound.redelivery.waiting.front().copied() {
             // The client may have acknowledged it in the meantime.
             if let Some(in_flight) = self.outbound.outgoing.get(packet_id) {
-                if in_flight.stage == Stage::Completed {
+                if self.persist.as_ref().is_some_and(|persist| persist.holds_release(packet_id)) {
+                    // The client was faster: its PUBREC came before, and the PUBREL goes out when that is stored.
+                } else if in_flight.stage == Stage::Completed {
                     self.send_ack(Packet::PubRel, Ack::new(packet_id, Reason::Success));
                 } else if !self.has_space() {
                     return false;

@@ -19,6 +19,12 @@ pub(super) struct PendingSubAck {
     retained: Vec<TopicFilter>,
 }
 
+impl PendingSubAck {
+    pub(super) fn filters(&self) -> usize {
+        self.retained.len()
+    }
+}
+
 impl Session {
     pub(super) fn on_subscribe(&mut self, subscribe: Subscribe, moment: Moment) {
         let identifier = subscribe.properties.iter().find_map(|property| match property {
@@ -106,8 +112,10 @@ impl Session {
         }
     }
 
-    pub(super) fn send_suback(&mut self, PendingSubAck { suback, retained }: PendingSubAck) {
+    pub(super) fn send_suback(&mut self, PendingSubAck { suback, mut retained }: PendingSubAck) {
         self.send(&Packet::SubAck(suback));
+        // What was unsubscribed since is not wanted: no more wait than there are subscriptions.
+        retained.retain(|filter| self.subscriptions.get(filter).is_some());
         self.outbound.want_retained(retained);
     }
 
@@ -121,6 +129,7 @@ impl Session {
         for filter in &unsubscribe.filters {
             let reason = match self.subscriptions.remove(filter.as_str()) {
                 Some(gone) => {
+                    self.outbound.forget_retained(&gone.filter);
                     self.store_unsubscribed(&gone.filter);
                     if gone.filter.share_group().is_some() {
                         self.leave_group(&gone.filter);

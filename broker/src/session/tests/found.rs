@@ -1,8 +1,9 @@
 //! Bugs that were fixed, each as a case.
 
 use super::*;
+use crate::codec::FILTERS_PER_PACKET_MAX;
 use crate::live::Live;
-use crate::log::sessions::SessionId;
+use crate::log::sessions::{SessionId, Stage, StoredOutgoing, StoredSession};
 use crate::shares::Shares;
 
 fn subscribe(filter: &str, qos: QoS) -> Packet {
@@ -25,6 +26,43 @@ fn logged(offset: Offset, qos: QoS) -> Arc<LogMessage> {
     Arc::new(LogMessage { offset, received_us: 1, topic_id: 1, message })
 }
 
+/// A stored session of an MQTT 5 client, CONNACK taken.
+fn stored(limits: Limits, properties: Vec<Property>, left: Option<StoredSession>) -> Wire {
+    let properties = [vec![Property::SessionExpiryInterval(60)], properties].concat();
+    let mut wire = Wire::new(limits, Version::V5);
+    wire.handle(Packet::Connect(Box::new(Connect { properties, ..connect(Version::V5) })));
+    wire.events();
+    assert!(wire.session.identify(Identity { client_id: "c".into(), ..Identity::default() }));
+    let id = Some(SessionId(1));
+    wire.session.accept(Acceptance { number: 1, id, stored: left, ..Acceptance::default() }, wire.moment());
+    assert_eq!(wire.names(), ["CONNACK"]);
+    wire.events();
+    wire
+}
+
+impl Wire {
+    /// Stores what the session has to store, if anything.
+    fn store(&mut self) {
+        if self.session.take_update(self.moment()).is_some() {
+            self.session.stored(self.moment());
+        }
+    }
+
+    fn acks(&mut self) -> Vec<(&'static str, Reason)> {
+        let ack = |packet: Packet| match packet {
+            Packet::PubRec(ack) => ("PUBREC", ack.reason),
+            Packet::PubComp(ack) => ("PUBCOMP", ack.reason),
+            other => (other.name(), Reason::Success),
+        };
+        self.sent().into_iter().map(ack).collect()
+    }
+}
+
+fn publish_to(topic: &str, number: u16) -> Packet {
+    let Packet::Publish(publish) = publish(QoS::ExactlyOnce, number) else { panic!("no PUBLISH") };
+    Packet::Publish(Publish { topic: Some(TopicName::parse(topic).unwrap()), ..publish })
+}
+
 // A refusal that is larger than the client takes is not sent; the connection is closed all the same. [MQTT-3.1.2-24]
 #[test]
 fn a_refusal_fits_the_client_or_is_silent() {
@@ -42,19 +80,11 @@ fn a_refusal_fits_the_client_or_is_silent() {
 // of the log into memory than one that stores nothing.
 #[test]
 fn what_is_held_counts_as_output() {
-    let limits = Limits { outbound_bytes_max: 1_000, ..Limits::default() };
-    let mut wire = Wire::new(limits, Version::V5);
-    let properties = vec![Property::SessionExpiryInterval(60)];
-    wire.handle(Packet::Connect(Box::new(Connect { properties, ..connect(Version::V5) })));
-    wire.events();
-    assert!(wire.session.identify(Identity { client_id: "c".into(), ..Identity::default() }));
-    let id = Some(SessionId(1));
-    wire.session.accept(Acceptance { number: 1, id, ..Acceptance::default() }, wire.moment());
+    let mut wire = stored(Limits { outbound_bytes_max: 1_000, ..Limits::default() }, Vec::new(), None);
     wire.handle(subscribe("#", QoS::ExactlyOnce));
     wire.events();
-    assert!(wire.session.take_update(wire.moment()).is_some());
-    wire.session.stored(wire.moment());
-    assert_eq!(wire.names(), ["CONNACK", "SUBACK"]);
+    wire.store();
+    assert_eq!(wire.names(), ["SUBACK"]);
     wire.head = 10;
     let mut offered = 0;
     while let Some(from) = wire.session.wants_log().filter(|from| from.0 < wire.head) {
@@ -62,8 +92,7 @@ fn what_is_held_counts_as_output() {
         wire.session.offer(from, vec![logged(from, QoS::ExactlyOnce)], Offset(from.0 + 1), wire.moment());
     }
     assert_eq!(offered, 2, "half of the output is the bound for what comes from the log");
-    assert!(wire.session.take_update(wire.moment()).is_some());
-    wire.session.stored(wire.moment());
+    wire.store();
     assert_eq!(wire.names(), ["PUBLISH", "PUBLISH"]);
 }
 
@@ -71,18 +100,11 @@ fn what_is_held_counts_as_output() {
 // an identifier that is nobody's, beyond the receive maximum.
 #[test]
 fn what_is_held_is_not_acknowledged() {
-    let mut wire = Wire::new(Limits::default(), Version::V5);
-    let properties = vec![Property::SessionExpiryInterval(60), Property::ReceiveMaximum(1)];
-    wire.handle(Packet::Connect(Box::new(Connect { properties, ..connect(Version::V5) })));
-    wire.events();
-    assert!(wire.session.identify(Identity { client_id: "c".into(), ..Identity::default() }));
-    let stored = Some(SessionId(1));
-    wire.session.accept(Acceptance { number: 1, id: stored, ..Acceptance::default() }, wire.moment());
+    let mut wire = stored(Limits::default(), vec![Property::ReceiveMaximum(1)], None);
     wire.handle(subscribe("#", QoS::ExactlyOnce));
     wire.events();
-    assert!(wire.session.take_update(wire.moment()).is_some());
-    wire.session.stored(wire.moment());
-    assert_eq!(wire.names(), ["CONNACK", "SUBACK"]);
+    wire.store();
+    assert_eq!(wire.names(), ["SUBACK"]);
     wire.head = 3;
     let from = wire.session.wants_log().unwrap();
     let messages = vec![logged(Offset(1), QoS::ExactlyOnce), logged(Offset(2), QoS::ExactlyOnce)];
@@ -90,8 +112,7 @@ fn what_is_held_is_not_acknowledged() {
     wire.handle(Packet::PubRec(Ack::new(id(1), Reason::QuotaExceeded)));
     wire.session.pump(wire.moment());
     assert_eq!(wire.names(), [""; 0]);
-    assert!(wire.session.take_update(wire.moment()).is_some());
-    wire.session.stored(wire.moment());
+    wire.store();
     assert_eq!(wire.names(), ["PUBLISH"], "the second one waits for the first");
 }
 
@@ -126,4 +147,109 @@ fn copies_of_a_message_keep_to_the_receive_maximum() {
         }
     }
     assert_eq!(wire.names(), [""; 0]);
+}
+
+// A QoS 2 message that comes a second time is the same message whatever it looks like now: were it refused for its topic, the
+// identifier would be free for the client while its message is taken, and the next one would be taken twice. [MQTT-4.3.3-10]
+#[test]
+fn a_second_copy_is_not_judged_again() {
+    let mut wire = Wire::open(Limits::default(), connect(Version::V5));
+    wire.handle(publish_to("t", 1));
+    wire.handle(publish_to("$SYS/t", 1));
+    assert_eq!(wire.session.take_durable(9, 9_999).len(), 1);
+    wire.session.committed(1, Reason::Success);
+    assert_eq!(wire.acks(), [("PUBREC", Reason::Success); 2]);
+    wire.handle(Packet::PubRel(Ack::new(id(1), Reason::Success)));
+    assert_eq!(wire.acks(), [("PUBCOMP", Reason::Success)]);
+}
+
+// A refusal that waits behind other acknowledgements does not free the identifier of a later message.
+#[test]
+fn a_refusal_frees_only_its_own_identifier() {
+    let mut wire = Wire::open(Limits::default(), connect(Version::V5));
+    wire.handle(publish_to("t", 7));
+    wire.handle(publish_to("$SYS/t", 1));
+    wire.handle(publish_to("t", 1));
+    assert_eq!(wire.session.take_durable(9, 9_999).len(), 2);
+    wire.session.committed(1, Reason::Success);
+    assert_eq!(wire.acks(), [("PUBREC", Reason::Success), ("PUBREC", Reason::NotAuthorized)]);
+    wire.session.committed(1, Reason::Success);
+    assert_eq!(wire.acks(), [("PUBREC", Reason::Success)]);
+    wire.handle(Packet::PubRel(Ack::new(id(1), Reason::Success)));
+    assert_eq!(wire.acks(), [("PUBCOMP", Reason::Success)], "the identifier is known");
+}
+
+// A message that the log refuses is refused as often as it was sent.
+#[test]
+fn a_second_copy_is_refused_with_the_first() {
+    let mut wire = Wire::open(Limits::default(), connect(Version::V5));
+    wire.handle(publish_to("t", 1));
+    wire.handle(publish_to("t", 2));
+    wire.handle(publish_to("t", 1));
+    assert_eq!(wire.session.take_durable(9, 9_999).len(), 2);
+    wire.session.committed(1, Reason::QuotaExceeded);
+    wire.session.committed(1, Reason::Success);
+    let refused = ("PUBREC", Reason::QuotaExceeded);
+    assert_eq!(wire.acks(), [refused, ("PUBREC", Reason::Success), refused]);
+    wire.handle(Packet::PubRel(Ack::new(id(1), Reason::Success)));
+    assert_eq!(wire.acks(), [("PUBCOMP", Reason::PacketIdentifierNotFound)]);
+}
+
+// A PUBREC that comes before the message is sent again is answered when it is stored, not before: the client would forget the
+// identifier, and a crash would deliver the message a second time.
+#[test]
+fn a_release_waits_for_the_store_on_a_resumed_session() {
+    let outgoing = vec![StoredOutgoing {
+        packet_id: id(5),
+        sequence: 0,
+        offset: Offset(1),
+        stage: Stage::Received,
+        retained: false,
+    }];
+    let left = StoredSession {
+        id: SessionId(1),
+        username: None,
+        read_from: Offset(2),
+        subscriptions: Vec::new(),
+        outgoing,
+        incoming: Vec::new(),
+        will: None,
+    };
+    let mut wire = stored(Limits::default(), Vec::new(), Some(left));
+    wire.head = 2;
+    wire.session.pump(wire.moment());
+    assert_eq!(wire.session.wants_log(), Some(Offset(1)));
+    wire.handle(Packet::PubRec(Ack::new(id(5), Reason::Success)));
+    let message = logged(Offset(1), QoS::ExactlyOnce);
+    wire.session.offer(Offset(1), vec![message], Offset(2), wire.moment());
+    assert_eq!(wire.names(), [""; 0]);
+    wire.store();
+    assert_eq!(wire.names(), ["PUBREL"], "once");
+}
+
+// Filters that wait for their retained messages are no more than the client has subscriptions, however often it changes them,
+// and no more than one packet's behind SUBACKs that wait for the store.
+#[test]
+fn filters_that_wait_are_bounded() {
+    let mut wire = stored(Limits::default(), Vec::new(), None);
+    let options = SubscribeOptions {
+        qos: QoS::AtMostOnce,
+        no_local: false,
+        retain_as_published: false,
+        retain_handling: RetainHandling::Always,
+    };
+    let mut rounds = 0;
+    while wire.session.wants_packets() && rounds < 10_000 {
+        rounds += 1;
+        let text = format!("f/{rounds}");
+        let filters = vec![SubscribeFilter { filter: Text::from(&*text), options }];
+        wire.handle(Packet::Subscribe(Subscribe { packet_id: id(9), properties: Vec::new(), filters }));
+        let filters = vec![Text::from(&*text)];
+        wire.handle(Packet::Unsubscribe(Unsubscribe { packet_id: id(9), properties: Vec::new(), filters }));
+        wire.events();
+    }
+    assert_eq!(rounds, FILTERS_PER_PACKET_MAX);
+    wire.store();
+    let fetched = wire.events().into_iter().filter(|event| matches!(event, Event::FetchRetained(_))).count();
+    assert_eq!(fetched, 0, "nothing is subscribed any more");
 }

@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use crate::alarm::AlarmSettings;
 use crate::conditions::watch::{self as conditions, Condensed, WatchParts};
 use crate::config::{self, Config};
-use crate::dashboard::{Dashboard, HttpError};
+use crate::dashboard::{Dashboard, DashboardParts, HttpError};
 use crate::descriptors;
 use crate::models::order::ORDERS_MAX;
 use crate::models::steward::{self, ModelsView, StewardParts};
@@ -154,7 +154,8 @@ impl Gateway {
             models: models_view.1,
             condition: condition.1,
         });
-        let dashboard = Dashboard::start(config.http.listen, Arc::clone(&status)).await;
+        let dashboard =
+            Dashboard::start(DashboardParts { http: config.http.clone(), status: Arc::clone(&status) }).await;
         let dashboard = match dashboard {
             Ok(dashboard) => dashboard,
             Err(error) => {

@@ -1,9 +1,14 @@
-//! HTTP: `/healthz`, `/metrics`, `/api/v1/status` and `/api/v1/models`.
+//! HTTP: the dashboard, its API, `/healthz` and `/metrics`.
 //!
-//! Owns what HTTP clients see; with its listener the only file that names `axum`. Reads what others publish in memory and never touches the
-//! log or the pipeline, so that a slow client slows nobody.
+//! Owns what HTTP clients see; nothing outside this folder names `axum`. [`listener`] bounds who may connect, [`auth`] says
+//! who asks, [`api`] and [`pages`] answer. Never folds, never scores, never writes the log.
 
+mod api;
+mod auth;
+mod error;
+mod headers;
 mod listener;
+mod pages;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,14 +17,44 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Router, middleware};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::auth::{Auth, Viewer};
+use self::error::ApiError;
+use self::listener::Bounded;
+use crate::config::HttpSection;
 use crate::metrics;
 use crate::status::StatusSource;
-use listener::Bounded;
+
+/// What HTTP is served from.
+pub struct DashboardParts {
+    /// `[http]`
+    pub http: HttpSection,
+    /// Everything that the gateway says about itself.
+    pub status: Arc<StatusSource>,
+}
+
+/// What every route can reach.
+pub(crate) struct Site {
+    pub(crate) status: Arc<StatusSource>,
+    pub(crate) auth: Auth,
+}
+
+/// All routes, and the layers that hold for each. The last layer sees a request first.
+fn router(site: Arc<Site>) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/metrics", get(figures))
+        .nest("/api/v1", api::routes())
+        .merge(pages::routes())
+        .fallback(async || ApiError::not_found("page at this address"))
+        .layer(middleware::from_fn_with_state(Arc::clone(&site), auth::layer))
+        .layer(middleware::from_fn(headers::layer))
+        .with_state(site)
+}
 
 /// The running HTTP server.
 pub struct Dashboard {
@@ -37,21 +72,17 @@ pub struct HttpError {
 }
 
 impl Dashboard {
-    /// Listens on `addr` and serves until [`Dashboard::stop`].
+    /// Listens and serves until [`Dashboard::stop`].
     ///
     /// # Errors
     /// The address cannot be had.
-    pub async fn start(addr: SocketAddr, source: Arc<StatusSource>) -> Result<Dashboard, HttpError> {
+    pub async fn start(parts: DashboardParts) -> Result<Dashboard, HttpError> {
+        let addr = parts.http.listen;
         let failed = |error| HttpError { addr, error };
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
         let (stop, mut stopped) = watch::channel(false);
-        let routes = Router::new()
-            .route("/healthz", get(healthz))
-            .route("/metrics", get(figures))
-            .route("/api/v1/status", get(status))
-            .route("/api/v1/models", get(models))
-            .with_state(source);
+        let routes = router(Arc::new(Site { status: parts.status, auth: Auth::open() }));
         let task = tokio::spawn(async move {
             let until = async move {
                 // An error means that the owner is gone, which is a reason to stop too.
@@ -78,27 +109,19 @@ impl Dashboard {
     }
 }
 
-async fn healthz(State(source): State<Arc<StatusSource>>) -> Response {
-    match source.trouble() {
+async fn healthz(State(site): State<Arc<Site>>) -> Response {
+    match site.status.trouble() {
         None => {
-            let warnings = source.warnings().into_iter().map(|warning| format!("warning: {warning}\n"));
+            let warnings = site.status.warnings().into_iter().map(|warning| format!("warning: {warning}\n"));
             (StatusCode::OK, std::iter::once("ok\n".to_owned()).chain(warnings).collect::<String>()).into_response()
         }
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
 }
 
-async fn figures(State(source): State<Arc<StatusSource>>) -> Response {
-    match metrics::text(&source) {
+async fn figures(_: Viewer, State(site): State<Arc<Site>>) -> Response {
+    match metrics::text(&site.status) {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Err(_) => ApiError::internal().into_response(),
     }
-}
-
-async fn models(State(source): State<Arc<StatusSource>>) -> Response {
-    Json(source.models.borrow().as_ref()).into_response()
-}
-
-async fn status(State(source): State<Arc<StatusSource>>) -> Response {
-    Json(source.status()).into_response()
 }

@@ -34,6 +34,7 @@ use crate::outbox;
 use crate::pipeline::engine::EngineSettings;
 use crate::pipeline::health::HealthTiming;
 use crate::pipeline::learning::LearningSettings;
+use crate::pipeline::live::LiveFeed;
 use crate::pipeline::runner::{self, PipelineStatus, RunnerHandle, RunnerParts};
 use crate::restore::{self, Restored};
 use crate::source::SourceMap;
@@ -125,6 +126,7 @@ impl Gateway {
         }
         let (order_topic, orders) = (order_topic(config)?, mpsc::channel(ORDERS_MAX));
         let wake = Arc::new(Notify::new());
+        let feed = LiveFeed::new();
         let cursor = log.cursor(INFERENCE)?;
         cursor.advance(restored.position);
         let runner = runner::start(RunnerParts {
@@ -140,6 +142,7 @@ impl Gateway {
             outbox: Arc::clone(&wake),
             order_topic,
             orders: orders.0,
+            feed: Arc::clone(&feed),
             runtime: tokio::runtime::Handle::current(),
         })?;
         let models_view = watch::channel(Arc::new(ModelsView::default()));

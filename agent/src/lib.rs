@@ -5,6 +5,7 @@
 //! cursor, [`outbox`] publishes it.
 
 pub mod alarm;
+pub mod casebook;
 pub mod cli;
 pub mod clock;
 pub mod conditions;
@@ -13,6 +14,7 @@ pub mod dashboard;
 pub mod demo;
 pub mod descriptors;
 pub mod gateway;
+pub mod historian;
 pub mod ids;
 pub mod metrics;
 pub mod models;

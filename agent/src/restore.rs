@@ -67,7 +67,7 @@ pub fn restore(
         if wanted.is_some() && model.is_none() {
             tracing::error!(asset = %id, "its model cannot be loaded: it learns its normal anew");
         }
-        engine.restore_asset(id, row.saved, (model, previous), row.rows);
+        engine.restore_asset(id, (row.saved, row.more), (model, previous), row.rows);
     }
     if known_log {
         // What warming up makes the decoder remember is older than what was saved.

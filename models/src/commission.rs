@@ -303,7 +303,8 @@ fn contract(
 ) -> Contract {
     let unit = |index: usize| subject.units.get(index).cloned().flatten();
     let channels = subject.channels.iter().zip(detector.channels()).enumerate().map(|(index, (name, learned))| {
-        Channel { name: name.clone(), unit: unit(index), normal: Some(learned.mean as f32) }
+        let spread = Some(learned.raw_std as f32).filter(|spread| spread.is_finite());
+        Channel { name: name.clone(), unit: unit(index), normal: Some(learned.mean as f32), spread }
     });
     Contract {
         name,

@@ -8,7 +8,7 @@
 //! | `millwright.contract` | `1` | required |
 //! | `millwright.name` | a [`ModelName`] | required |
 //! | `millwright.version` | a positive integer; a newer model has a larger one | required |
-//! | `millwright.channels` | JSON: `[{"name": "flow", "unit": "l/min", "normal": 32.0}, …]`, unit and normal optional | required |
+//! | `millwright.channels` | JSON: `[{"name": "flow", "unit": "l/min", "normal": 32.0, "spread": 0.4}, …]`, all but the name optional | required |
 //! | `millwright.samples` | samples per window | required |
 //! | `millwright.interval_ms` | milliseconds between samples, fractions allowed | for spectral features |
 //! | `millwright.input` | `window` (default) or `features` | |
@@ -232,6 +232,9 @@ pub struct Channel {
     /// The value expected of a healthy machine, in that unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normal: Option<f32>,
+    /// The standard deviation of its values on a healthy machine, in that unit: charts draw the band that is expected from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<f32>,
 }
 
 /// What the graph takes.

@@ -7,6 +7,7 @@ use millwright_models::Finding;
 use millwright_models::contract::Contract;
 use serde::{Deserialize, Serialize};
 
+use super::deviation::{self, Deviation};
 use super::message::EventKind;
 use crate::ids::AssetId;
 use crate::pipeline::history::History;
@@ -42,6 +43,9 @@ pub struct Evidence {
     pub sensors: Vec<Sensor>,
     /// The signal of the first of them around the onset.
     pub signal: Vec<Signal>,
+    /// Which of the sensors left its expected band first, and when; with the event that raises the alert.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub first_to_deviate: Vec<Deviation>,
 }
 
 /// One sensor's part in an alert.
@@ -100,7 +104,16 @@ impl Evidence {
             .filter_map(|sensor| Signal::cut(&sensor.channel, history, onset_us, observation.time_us))
             .collect();
         let finding = observation.finding.and_then(|finding| finding.describe(&observation.contract.output));
-        Evidence { finding, sensors, signal }
+        Evidence { finding, sensors, signal, first_to_deviate: Vec::new() }
+    }
+
+    /// Finds out since when each of the sensors is outside its expected band, the first of them first.
+    pub fn note_first_to_deviate(&mut self, observation: &Observation<'_>, history: &History) {
+        let channels = self
+            .sensors
+            .iter()
+            .filter_map(|sensor| observation.contract.channels.iter().find(|channel| channel.name == sensor.channel));
+        self.first_to_deviate = deviation::first_to_deviate(channels, history, observation.time_us);
     }
 
     /// The alert in one sentence, for the crew.

@@ -64,15 +64,31 @@ pub struct AlertEvent {
     pub model: ModelRef,
     /// One sentence for the crew.
     pub message: String,
+    /// Whether an operator had silenced the machine when the event came: receivers are to stay quiet.
+    #[serde(default)]
+    pub silenced: bool,
     /// Sensors and signals.
     pub evidence: Evidence,
 }
 
+/// Somebody has seen an alert.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acknowledged {
+    /// Who.
+    pub by: String,
+    /// When, gateway time, UTC microseconds.
+    pub at_us: i64,
+}
+
 /// The current alert of an asset, retained.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct AlertState<'a> {
     /// False once it was cleared.
     pub active: bool,
+    /// Who has seen it, if anybody has.
+    pub acknowledged: Option<Acknowledged>,
+    /// Until when the machine is silenced, gateway time, UTC microseconds.
+    pub silenced_until_us: Option<i64>,
     /// The event that made it so.
     #[serde(flatten)]
     pub event: &'a AlertEvent,

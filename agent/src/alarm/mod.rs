@@ -4,6 +4,7 @@
 //! when it is over (hysteresis in time). Never publishes, never reads a clock: time is the samples' own. One alert
 //! per asset at a time.
 
+pub mod deviation;
 pub mod evidence;
 pub mod message;
 

@@ -6,13 +6,16 @@
 
 use std::sync::Arc;
 
+use millwright_models::State;
 use serde::{Deserialize, Serialize};
 
-use super::fleet::Installed;
+use super::devices::Devices;
+use super::fleet::{Installed, Origin};
 use super::history::{History, RowReport, SavedHistory};
 use super::learning::{Learned, Learning, LearningSettings, SavedLearning};
 use super::stream::{Arrival, Streams};
 use crate::alarm::Alarm;
+use crate::historian::recorder::{Bucket, Recorder};
 use crate::ids::{AssetId, ChannelName};
 use crate::source::Reading;
 
@@ -89,9 +92,29 @@ pub struct Asset {
     pub last: Option<LastScore>,
     /// Gateway time of the last reading.
     pub received_us: i64,
+    /// The devices it comes from.
+    pub devices: Devices,
+    /// Until when its alerts are to stay quiet, gateway time; kept by whoever keeps the casebook.
+    pub silenced_until_us: Option<i64>,
+    /// What is kept for charts of the past.
+    pub recorder: Recorder,
+    /// Learning anew, while the model in use goes on scoring.
+    relearning: Option<Learning>,
+    /// What came of it.
+    relearned: Option<Learned>,
+    since: Since,
+    bucket_us: i64,
     last_time_us: Option<i64>,
     interval_us: i64,
     dirty: bool,
+}
+
+/// Since when the asset is in its state.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Since {
+    learning: bool,
+    state: State,
+    us: i64,
 }
 
 /// A window to score: its rows are in the batch.
@@ -100,6 +123,27 @@ pub struct Window<'a> {
     pub model: &'a Arc<Installed>,
     /// The newest row's device time.
     pub time_us: i64,
+}
+
+/// Why an asset does not learn anew.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommissionRefused {
+    /// Nobody knows it.
+    #[error("asset `{0}` is unknown: nothing has come from it yet; check the name")]
+    Unknown(AssetId),
+    /// It would not score.
+    #[error(
+        "asset `{asset}` is scored by the pushed model `{model}`, which goes before what is learned: roll it back first"
+    )]
+    Pushed {
+        /// The asset.
+        asset: AssetId,
+        /// The model.
+        model: String,
+    },
+    /// The gateway does not learn.
+    #[error("this gateway learns nothing by its configuration: set `samples` in [commissioning]")]
+    Off,
 }
 
 /// What came of one row besides a window.
@@ -127,6 +171,13 @@ impl Asset {
             counters: Counters::default(),
             last: None,
             received_us: 0,
+            devices: Devices::default(),
+            silenced_until_us: None,
+            recorder: Recorder::default(),
+            relearning: None,
+            relearned: None,
+            since: Since { learning: true, state: State::Ok, us: 0 },
+            bucket_us: 0,
             last_time_us: None,
             interval_us: 0,
             dirty: true,
@@ -137,11 +188,19 @@ impl Asset {
     pub fn admit(&mut self, reading: &Reading, received_us: i64) -> bool {
         self.dirty = true;
         self.received_us = received_us;
+        if self.since.us == 0 {
+            self.since.us = received_us;
+        }
         let first_us = reading.times_us.first().copied().unwrap_or(received_us);
-        let Some(position) = &reading.stream else {
-            return self.admit_unnumbered(first_us);
+        let arrival = match &reading.stream {
+            Some(position) => self.streams.observe(position, first_us),
+            None if self.last_time_us == Some(first_us) => Arrival::Duplicate,
+            None => Arrival::Fresh,
         };
-        match self.streams.observe(position, first_us) {
+        self.devices.note(reading, arrival, received_us);
+        match arrival {
+            // Without sequence numbers only the very same device time is taken for a repetition: a clock that was set
+            // back must not silence a machine.
             Arrival::Fresh => true,
             Arrival::Gap { missed } => {
                 self.counters.gaps = self.counters.gaps.saturating_add(missed);
@@ -156,16 +215,6 @@ impl Asset {
                 false
             }
         }
-    }
-
-    /// Without sequence numbers only the very same device time is taken for a repetition: a clock that was set
-    /// back must not silence a machine.
-    fn admit_unnumbered(&mut self, first_us: i64) -> bool {
-        if self.last_time_us == Some(first_us) {
-            self.counters.duplicates += 1;
-            return false;
-        }
-        true
     }
 
     /// Where the channels of a reading stand in this asset's rows.
@@ -187,9 +236,11 @@ impl Asset {
         self.note_time(time_us);
         let mut report = RowReport::default();
         self.history.push(time_us, positions, values, &mut report);
+        self.bucket_us = self.recorder.note_row(time_us, self.history.channels().len(), positions, values);
         self.counters.samples += 1;
         self.counters.missing_values = self.counters.missing_values.saturating_add(report.missing);
         self.switch_when_ready();
+        self.relearn();
         match &mut self.phase {
             Phase::Learning(learning) => match learning.push(self.id.as_str(), &self.history) {
                 Learned::NotYet => RowOutcome::None,
@@ -200,6 +251,77 @@ impl Asset {
                 if self.append_window(&model, windows) { RowOutcome::Window } else { RowOutcome::None }
             }
         }
+    }
+
+    /// The bucket of the last row.
+    pub fn bucket_us(&self) -> i64 {
+        self.bucket_us
+    }
+
+    /// Learns on, beside the model in use.
+    fn relearn(&mut self) {
+        let Some(learning) = &mut self.relearning else { return };
+        match learning.push(self.id.as_str(), &self.history) {
+            Learned::NotYet | Learned::Extended => {}
+            learned => {
+                if matches!(learned, Learned::Model(_)) {
+                    self.relearning = None;
+                }
+                self.relearned = Some(learned);
+            }
+        }
+    }
+
+    /// What came of learning anew, once.
+    pub fn take_relearned(&mut self) -> Option<Learned> {
+        self.relearned.take()
+    }
+
+    /// Begins to learn its normal anew. A model of its own goes on scoring until the new one is learned.
+    ///
+    /// # Errors
+    /// A pushed model scores it, or nothing is learned here.
+    pub fn commission(&mut self, learning: LearningSettings) -> Result<(), CommissionRefused> {
+        if learning.rows == 0 {
+            return Err(CommissionRefused::Off);
+        }
+        self.dirty = true;
+        match self.assigned().cloned() {
+            Some(model) if model.origin == Origin::Pushed => {
+                return Err(CommissionRefused::Pushed { asset: self.id.clone(), model: model.name.to_string() });
+            }
+            Some(model) => self.relearning = Some(Learning::anew(learning, model.version.saturating_add(1))),
+            None => self.phase = Phase::Learning(Learning::new(learning)),
+        }
+        Ok(())
+    }
+
+    /// Rows collected and rows needed, while it learns for the first time or anew.
+    pub fn learning(&self) -> Option<(usize, usize)> {
+        match &self.phase {
+            Phase::Learning(learning) => Some(learning.progress()),
+            Phase::Monitoring(_) => self.relearning.as_ref().map(Learning::progress),
+        }
+    }
+
+    /// Takes the score of a row.
+    pub fn note_score(&mut self, time_us: i64, bucket_us: i64, score: f32) {
+        self.last = Some(LastScore { score, time_us });
+        self.history.note_score(time_us, score);
+        self.recorder.note_score(bucket_us, score);
+    }
+
+    /// Follows since when the asset is in its state.
+    pub fn note_state(&mut self) {
+        let (learning, state) = (matches!(self.phase, Phase::Learning(_)), self.alarm.state());
+        if (learning, state) != (self.since.learning, self.since.state) {
+            self.since = Since { learning, state, us: self.received_us };
+        }
+    }
+
+    /// Since when it is in its state (learning, or that of its alarm), gateway time, UTC microseconds.
+    pub fn since_us(&self) -> i64 {
+        self.since.us
     }
 
     /// Notices a silence that ends the window, and follows the typical interval between rows.
@@ -267,6 +389,7 @@ impl Asset {
         if let Some(current) = self.assigned().filter(|current| current.sha256 != model.sha256) {
             self.previous = Some(Arc::clone(current));
         }
+        self.relearning = None;
         self.take_next(model);
     }
 
@@ -291,7 +414,10 @@ impl Asset {
         }
         match self.previous.take().or_else(|| otherwise.cloned()) {
             Some(model) => self.take_next(model),
-            None => self.phase = Phase::Learning(Learning::new(learning)),
+            None => {
+                self.relearning = None;
+                self.phase = Phase::Learning(Learning::new(learning));
+            }
         }
         true
     }
@@ -312,6 +438,7 @@ impl Asset {
         if let (Some(columns), Some(next)) = (columns, self.next.take()) {
             self.columns = columns;
             self.phase = Phase::Monitoring(next);
+            self.note_state();
         }
     }
 
@@ -339,16 +466,28 @@ impl Asset {
         if !std::mem::take(&mut self.dirty) {
             return None;
         }
-        let saved = self.save();
-        let new_rows = match &mut self.phase {
-            Phase::Learning(learning) => {
+        let (saved, more) = (self.save(), self.save_more());
+        let new_rows = match (&mut self.phase, &mut self.relearning) {
+            (Phase::Learning(learning), _) | (Phase::Monitoring(_), Some(learning)) => {
                 let (first, rows) = learning.take_unsaved();
                 (first, rows.to_vec())
             }
-            Phase::Monitoring(_) => (0, Vec::new()),
+            (Phase::Monitoring(_), None) => (0, Vec::new()),
         };
         let previous = self.previous.as_ref().map(|model| model.key());
-        Some(Changed { id: self.id.clone(), saved, previous, new_rows })
+        Some(Changed { id: self.id.clone(), saved, more, previous, new_rows })
+    }
+
+    /// The buckets closed since the last call, with the channels' names.
+    pub fn take_recorded(&mut self) -> Option<Recorded> {
+        let buckets = self.recorder.take_closed();
+        let channels = self.history.channels().iter().map(|channel| channel.name.clone()).collect();
+        (!buckets.is_empty()).then(|| Recorded { asset: self.id.clone(), channels, buckets })
+    }
+
+    fn save_more(&self) -> SavedMore {
+        let relearning = self.relearning.as_ref().map(|learning| (learning.save(), learning.version()));
+        SavedMore { since: self.since, relearning, recorder: self.recorder.clone() }
     }
 
     fn save(&self) -> SavedAsset {
@@ -372,7 +511,7 @@ impl Asset {
     /// learns anew.
     pub fn restore(
         id: AssetId,
-        saved: SavedAsset,
+        (saved, more): (SavedAsset, Option<SavedMore>),
         (model, previous): (Option<Arc<Installed>>, Option<Arc<Installed>>),
         learning: LearningSettings,
         rows: Vec<Box<[f32]>>,
@@ -386,14 +525,30 @@ impl Asset {
         asset.last_time_us = saved.last_time_us;
         asset.interval_us = saved.interval_us;
         asset.dirty = false;
+        let mut relearning = None;
         if let Some(saved_learning) = saved.learning {
-            asset.phase = Phase::Learning(Learning::restore(learning, saved_learning, rows));
+            asset.phase = Phase::Learning(Learning::restore(learning, saved_learning, 1, rows));
+        } else if let Some((saved_learning, version)) = more.as_ref().and_then(|more| more.relearning) {
+            let learning = Learning::restore(learning, saved_learning, version, rows);
+            match &model {
+                Some(_) => relearning = Some(learning),
+                None => asset.phase = Phase::Learning(learning),
+            }
         }
         if let Some(model) = model {
             asset.assign(model);
             asset.dirty = false;
         }
+        asset.relearning = relearning;
         asset.previous = previous;
+        // A file from before there was more begins with what can be told: it was so when it was last heard.
+        asset.since.us = saved.received_us;
+        asset.note_state();
+        if let Some(more) = more {
+            asset.since = more.since;
+            asset.recorder = more.recorder;
+            asset.note_state();
+        }
         asset
     }
 }
@@ -405,10 +560,31 @@ pub struct Changed {
     pub id: AssetId,
     /// Its state.
     pub saved: SavedAsset,
+    /// What is saved besides.
+    pub more: SavedMore,
     /// The model to go back to.
     pub previous: Option<super::fleet::ModelKey>,
     /// Rows to learn from that are not on disk yet, and the index of the first.
     pub new_rows: (usize, Vec<Box<[f32]>>),
+}
+
+/// Buckets of an asset for charts of the past, to be stored with the checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// Which.
+    pub asset: AssetId,
+    /// Its channels: the order of each bucket's.
+    pub channels: Vec<ChannelName>,
+    /// In the order in which they were closed.
+    pub buckets: Vec<Bucket>,
+}
+
+/// What is saved of an [`Asset`] beside [`SavedAsset`], which has kept its form since the first schema.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SavedMore {
+    since: Since,
+    relearning: Option<(SavedLearning, u64)>,
+    recorder: Recorder,
 }
 
 /// An [`Asset`] as it is written to disk.

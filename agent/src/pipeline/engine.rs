@@ -10,7 +10,7 @@ use std::sync::Arc;
 use millwright_models::commission::Commissioned;
 use millwright_models::{Finding, ModelName, State};
 
-use super::asset::{Asset, Changed, LastScore, RowOutcome, SavedAsset};
+use super::asset::{Asset, Changed, CommissionRefused, Recorded, RowOutcome, SavedAsset, SavedMore};
 use super::fleet::{Fleet, Installed, Origin};
 use super::install;
 use super::learning::{Learned, LearningSettings};
@@ -75,6 +75,8 @@ pub struct Engine {
     outputs: Vec<Output>,
     next_event: u64,
     refused_readings: u64,
+    /// Buckets for charts of the past that wait to be taken.
+    recorded: usize,
 }
 
 /// Windows waiting for their models.
@@ -91,6 +93,7 @@ struct PendingWindow {
     start: usize,
     end: usize,
     time_us: i64,
+    bucket_us: i64,
 }
 
 /// The result for one window.
@@ -112,6 +115,7 @@ impl Engine {
             outputs: Vec::new(),
             next_event,
             refused_readings: 0,
+            recorded: 0,
         }
     }
 
@@ -120,11 +124,42 @@ impl Engine {
         &self.assets
     }
 
+    /// This gateway, as events name it.
+    pub fn gateway(&self) -> &GatewayId {
+        &self.settings.gateway
+    }
+
+    /// One asset.
+    pub fn asset(&self, id: &AssetId) -> Option<&Asset> {
+        self.index.get(id).and_then(|index| self.assets.get(*index))
+    }
+
+    fn asset_mut(&mut self, id: &AssetId) -> Option<&mut Asset> {
+        self.index.get(id).and_then(|index| self.assets.get_mut(*index))
+    }
+
+    /// Lets an asset learn its normal anew; a model of its own scores on until the new one is learned.
+    ///
+    /// # Errors
+    /// It is unknown, or nothing would come of it.
+    pub fn commission(&mut self, id: &AssetId) -> Result<(), CommissionRefused> {
+        let learning = self.settings.learning;
+        let asset = self.asset_mut(id).ok_or_else(|| CommissionRefused::Unknown(id.clone()))?;
+        asset.commission(learning)
+    }
+
+    /// Alerts of an asset are to stay quiet until a time (gateway time), or no longer. Nothing where the asset is unknown.
+    pub fn silence(&mut self, id: &AssetId, until_us: Option<i64>) {
+        if let Some(asset) = self.asset_mut(id) {
+            asset.silenced_until_us = until_us;
+        }
+    }
+
     /// Puts back an asset that was saved.
     pub fn restore_asset(
         &mut self,
         id: AssetId,
-        saved: SavedAsset,
+        saved: (SavedAsset, Option<SavedMore>),
         models: (Option<Arc<Installed>>, Option<Arc<Installed>>),
         rows: Vec<Box<[f32]>>,
     ) {
@@ -135,7 +170,7 @@ impl Engine {
 
     /// Puts rows from before a restart in front of an asset's history, for evidence only.
     pub fn prepend_history(&mut self, id: &AssetId, older: &super::history::History) {
-        if let Some(asset) = self.index.get(id).and_then(|index| self.assets.get_mut(*index)) {
+        if let Some(asset) = self.asset_mut(id) {
             asset.history.prepend_older(older);
         }
     }
@@ -148,6 +183,13 @@ impl Engine {
     /// The number the next event will get.
     pub fn next_event(&self) -> u64 {
         self.next_event
+    }
+
+    /// Takes the number of an event that is told by somebody else, as an id: what is said about alerts is numbered with them.
+    pub fn take_event_id(&mut self) -> String {
+        let id = format!("{}/{}", self.settings.gateway, self.next_event);
+        self.next_event += 1;
+        id
     }
 
     /// Readings of assets beyond [`ASSETS_MAX`].
@@ -183,19 +225,27 @@ impl Engine {
     ) {
         let Some(asset) = self.assets.get_mut(index) else { return };
         let start = self.batch.values.len();
-        match asset.push_row(time_us, positions, values, &mut self.batch.values) {
+        let closed = asset.recorder.closed_count();
+        let outcome = asset.push_row(time_us, positions, values, &mut self.batch.values);
+        self.recorded += asset.recorder.closed_count().saturating_sub(closed);
+        let relearned = asset.take_relearned();
+        match outcome {
             RowOutcome::None => {}
             RowOutcome::Learned(learned) => self.finish_learning(index, learned),
             RowOutcome::Window => {
                 if let Some(model) = asset.model() {
                     let model = Arc::clone(model);
                     let end = self.batch.values.len();
-                    self.batch.windows.push(PendingWindow { asset: index, model, start, end, time_us });
+                    let bucket_us = asset.bucket_us();
+                    self.batch.windows.push(PendingWindow { asset: index, model, start, end, time_us, bucket_us });
                 }
                 if self.batch.windows.len() >= BATCH_WINDOWS {
                     self.flush(observe);
                 }
             }
+        }
+        if let Some(learned) = relearned {
+            self.finish_learning(index, learned);
         }
     }
 
@@ -325,8 +375,9 @@ impl Engine {
         let Some(asset) = self.assets.get_mut(window.asset) else { return };
         asset.counters.scored += 1;
         window.model.tally.count(true);
-        asset.last = Some(LastScore { score: result.score, time_us: window.time_us });
+        asset.note_score(window.time_us, window.bucket_us, result.score);
         let changed = asset.alarm.step(window.time_us, result.score, &self.settings.alarm);
+        asset.note_state();
         observe(&asset.id, RowScore { time_us: window.time_us, score: result.score, state: asset.alarm.state() });
         if let Some((change, alert)) = changed {
             let observation = Observation {
@@ -348,9 +399,8 @@ impl Engine {
         score: f32,
         observation: &Observation<'_>,
     ) {
+        let id = self.take_event_id();
         let Some(asset) = self.assets.get_mut(window.asset) else { return };
-        let id = format!("{}/{}", self.settings.gateway, self.next_event);
-        self.next_event += 1;
         let kind = match change {
             Change::Raise => {
                 asset.alarm.name_active(id.clone());
@@ -360,7 +410,11 @@ impl Engine {
             Change::Update => EventKind::Update,
             Change::Clear => EventKind::Clear,
         };
-        let evidence = Evidence::gather(observation, &asset.history, alert.onset_us);
+        let mut evidence = Evidence::gather(observation, &asset.history, alert.onset_us);
+        if kind == EventKind::Raise {
+            evidence.note_first_to_deviate(observation, &asset.history);
+        }
+        let silenced = asset.silenced_until_us.is_some_and(|until_us| asset.received_us < until_us);
         let event = AlertEvent {
             id,
             alert: alert.id.clone(),
@@ -377,6 +431,7 @@ impl Engine {
             threshold: 1.0,
             model: window.model.as_ref().into(),
             message: evidence.sentence(&asset.id, kind),
+            silenced,
             evidence,
         };
         self.outputs.push(Output::Event(Box::new(event)));
@@ -395,6 +450,19 @@ impl Engine {
     /// The assets that changed since the last call.
     pub fn take_changed(&mut self) -> Vec<Changed> {
         self.assets.iter_mut().filter_map(Asset::take_dirty).collect()
+    }
+
+    /// Buckets for charts of the past that wait to be taken.
+    pub fn recorded_count(&self) -> usize {
+        self.recorded
+    }
+
+    /// Takes them, at a checkpoint: every row that was folded before has its score.
+    pub fn take_recorded(&mut self) -> Vec<Recorded> {
+        if std::mem::take(&mut self.recorded) == 0 {
+            return Vec::new();
+        }
+        self.assets.iter_mut().filter_map(Asset::take_recorded).collect()
     }
 }
 

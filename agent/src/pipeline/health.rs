@@ -54,6 +54,11 @@ impl HealthReports {
         health_of(asset, now_us, self.timing.silent_after_us)
     }
 
+    /// The state of an asset now (gateway time), and since when.
+    pub fn state_of(&self, asset: &Asset, now_us: i64) -> (HealthState, i64) {
+        state_of(asset, now_us, self.timing.silent_after_us)
+    }
+
     /// The assets whose health is due, of those in `assets`.
     pub fn due(&mut self, assets: &[Asset], now_us: i64) -> Vec<Health> {
         let due = assets.iter().filter_map(|asset| {
@@ -83,25 +88,29 @@ impl HealthReports {
     }
 }
 
-/// An asset's health at `now_us` (gateway time); silent when nothing has come for `silent_after_us`.
+/// An asset's state at `now_us` (gateway time), silent when nothing has come for `silent_after_us`; and since when.
+fn state_of(asset: &Asset, now_us: i64, silent_after_us: i64) -> (HealthState, i64) {
+    // A machine that reports every five minutes is not silent after one.
+    let silent_after_us = silent_after_us.max(asset.interval_us().saturating_mul(SILENT_INTERVALS));
+    if now_us.saturating_sub(asset.received_us) > silent_after_us {
+        return (HealthState::Silent, asset.received_us);
+    }
+    let state = match (&asset.phase, asset.alarm.state()) {
+        (Phase::Learning(_), _) => HealthState::Learning,
+        (_, State::Ok) => HealthState::Ok,
+        (_, State::Alarm) => HealthState::Alarm,
+        (_, State::Recovering) => HealthState::Recovering,
+    };
+    (state, asset.since_us())
+}
+
+/// An asset's health at `now_us` (gateway time).
 fn health_of(asset: &Asset, now_us: i64, silent_after_us: i64) -> Health {
     let learning = match &asset.phase {
         Phase::Learning(learning) => Some(learning.progress()),
         Phase::Monitoring(_) => None,
     };
-    // A machine that reports every five minutes is not silent after one.
-    let silent_after_us = silent_after_us.max(asset.interval_us().saturating_mul(SILENT_INTERVALS));
-    let state = if now_us.saturating_sub(asset.received_us) > silent_after_us {
-        HealthState::Silent
-    } else if learning.is_some() {
-        HealthState::Learning
-    } else {
-        match asset.alarm.state() {
-            State::Ok => HealthState::Ok,
-            State::Alarm => HealthState::Alarm,
-            State::Recovering => HealthState::Recovering,
-        }
-    };
+    let (state, _) = state_of(asset, now_us, silent_after_us);
     let score = asset.last.as_ref().map(|last| last.score);
     Health {
         asset: asset.id.to_string(),

@@ -48,6 +48,8 @@ pub struct History {
     channels: Vec<ChannelState>,
     rows: VecDeque<Row>,
     capacity: usize,
+    /// Rows ever pushed since the start: who follows the newest rows knows from it how many are new.
+    pushed: u64,
 }
 
 /// One row, in the order of [`History::channels`]; shorter than that when channels appeared later.
@@ -57,6 +59,8 @@ pub struct Row {
     pub time_us: i64,
     /// Values in engineering units.
     pub values: Box<[f32]>,
+    /// Its score, NaN where there is none (yet). Not saved.
+    pub score: f32,
 }
 
 /// What a row lacked.
@@ -135,7 +139,20 @@ impl History {
         if self.rows.len() >= self.capacity {
             self.rows.pop_front();
         }
-        self.rows.push_back(Row { time_us, values: row.into_boxed_slice() });
+        self.rows.push_back(Row { time_us, values: row.into_boxed_slice(), score: f32::NAN });
+        self.pushed += 1;
+    }
+
+    /// Rows pushed since the start.
+    pub fn pushed(&self) -> u64 {
+        self.pushed
+    }
+
+    /// Writes the score next to its row; rows are scored soon after they came, so it is looked for from the newest on.
+    pub fn note_score(&mut self, time_us: i64, score: f32) {
+        if let Some(row) = self.rows.iter_mut().rev().find(|row| row.time_us == time_us) {
+            row.score = score;
+        }
     }
 
     /// Forgets the rows, not the channels: what comes next is not adjacent to what came before.
@@ -155,7 +172,7 @@ impl History {
                     *slot = *value;
                 }
             }
-            self.rows.push_front(Row { time_us: row.time_us, values: values.into_boxed_slice() });
+            self.rows.push_front(Row { time_us: row.time_us, values: values.into_boxed_slice(), score: f32::NAN });
         }
     }
 
@@ -180,9 +197,13 @@ impl History {
         let rows = saved
             .rows
             .iter()
-            .map(|(time_us, values)| Row { time_us: *time_us, values: values.clone().into_boxed_slice() })
+            .map(|(time_us, values)| Row {
+                time_us: *time_us,
+                values: values.clone().into_boxed_slice(),
+                score: f32::NAN,
+            })
             .collect();
-        let mut history = History { channels, rows, capacity: HISTORY_ROWS };
+        let mut history = History { channels, rows, capacity: HISTORY_ROWS, pushed: 0 };
         history.reserve(saved.rows.len());
         history
     }

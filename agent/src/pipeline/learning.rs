@@ -27,6 +27,8 @@ pub struct Learning {
     extensions: u32,
     rows: Vec<Box<[f32]>>,
     saved: usize,
+    /// Of the model to be made.
+    version: u64,
 }
 
 /// How commissioning is done.
@@ -49,6 +51,7 @@ pub struct SavedLearning {
 }
 
 /// What came of a step.
+#[derive(Debug)]
 pub enum Learned {
     /// More rows are needed.
     NotYet,
@@ -63,15 +66,25 @@ pub enum Learned {
 impl Learning {
     /// Starts with no rows.
     pub fn new(settings: LearningSettings) -> Learning {
+        Learning::anew(settings, 1)
+    }
+
+    /// Starts with no rows, for another version of a model that was learned before.
+    pub fn anew(settings: LearningSettings, version: u64) -> Learning {
         let needed = settings.rows.clamp(1, LEARNING_ROWS_MAX);
-        Learning { settings, needed, extensions: 0, rows: Vec::new(), saved: 0 }
+        Learning { settings, needed, extensions: 0, rows: Vec::new(), saved: 0, version }
+    }
+
+    /// The version of the model to be made.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Goes on from what was saved; `rows` come from [`Learning::take_unsaved`], in order.
-    pub fn restore(settings: LearningSettings, saved: SavedLearning, rows: Vec<Box<[f32]>>) -> Learning {
+    pub fn restore(settings: LearningSettings, saved: SavedLearning, version: u64, rows: Vec<Box<[f32]>>) -> Learning {
         let needed = usize::try_from(saved.needed).unwrap_or(LEARNING_ROWS_MAX).clamp(1, LEARNING_ROWS_MAX);
         let saved_rows = rows.len();
-        Learning { settings, needed, extensions: saved.extensions, rows, saved: saved_rows }
+        Learning { settings, needed, extensions: saved.extensions, rows, saved: saved_rows, version }
     }
 
     /// What to save next to the rows.
@@ -104,7 +117,7 @@ impl Learning {
             return Learned::NotYet;
         }
         let (channels, samples) = self.matrix(history);
-        match commission(&model_name(asset), 1, &channels, &samples, &self.settings.params) {
+        match commission(&model_name(asset), self.version, &channels, &samples, &self.settings.params) {
             Ok(commissioned) if self.may_extend() && !commissioned.report.stability.stable => {
                 self.extend();
                 Learned::Extended
@@ -116,7 +129,7 @@ impl Learning {
                 Learned::Extended
             }
             Err(error) => {
-                *self = Learning::new(self.settings);
+                *self = Learning::anew(self.settings, self.version);
                 Learned::Failed(error)
             }
         }

@@ -5,15 +5,19 @@
 //! has none, `fleet` says which model an asset gets, `tap` shows what is folded to models that are watched. Alerts, assets and cursor go to `state.db` in one transaction.
 
 pub mod asset;
+pub mod board;
+pub mod devices;
 pub mod engine;
 pub mod fleet;
 pub mod health;
 pub mod history;
 pub mod install;
 pub mod learning;
+pub mod live;
 pub mod queue;
 pub mod runner;
 pub mod stream;
 pub mod tap;
 #[cfg(test)]
 mod tests;
+pub mod view;

@@ -83,12 +83,12 @@ impl Run {
     fn restart(&mut self) {
         let mut engine = Engine::new(settings(), self.engine.next_event());
         for changed in self.engine.take_changed() {
-            let Changed { id, saved, previous: _, new_rows } = changed;
+            let Changed { id, saved, more, previous: _, new_rows } = changed;
             // The saved form goes through its bytes, as it does on disk.
             let bytes = postcard::to_stdvec(&saved).unwrap();
             let saved: super::asset::SavedAsset = postcard::from_bytes(&bytes).unwrap();
             let model = saved.model.as_ref().and_then(|key| self.models.iter().find(|m| m.sha256 == key.sha256));
-            engine.restore_asset(id, saved, (model.cloned(), None), new_rows.1);
+            engine.restore_asset(id, (saved, Some(more)), (model.cloned(), None), new_rows.1);
         }
         self.engine = engine;
     }

@@ -1,26 +1,35 @@
 //! What the gateway must not forget: `state.db`.
 //!
 //! Owns the inference cursor, every asset's saved state, the rows being learned from, the installed models and the
-//! outbox of messages not yet published, and ([`versions`]) what became of each pushed model; the only folder of this crate that
-//! names `rusqlite`. A checkpoint is ONE
+//! outbox of messages not yet published, ([`versions`]) what became of each pushed model, (`cases`) the casebook of alerts, and (`recorded`)
+//! buckets for the charts of the past until the historian has them. A checkpoint is ONE
 //! transaction: what was derived from the log and how far the log was read are never apart. Never holds telemetry
-//! beyond the rows a commissioning still needs.
+//! beyond the rows a commissioning still needs and the last minutes for the historian.
 
+mod cases;
+mod recorded;
 pub mod versions;
+
+pub use cases::{AlertRow, Deed, SilenceChange};
+pub use recorded::{JOURNAL_BYTES_MAX, Journal, JournalRow};
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
+use crate::alarm::message::AlertEvent;
 use crate::clock;
-use crate::pipeline::asset::{Changed, SavedAsset};
+use crate::pipeline::asset::{Changed, Recorded, SavedAsset, SavedMore};
 use crate::pipeline::fleet::{Installed, ModelKey, Origin};
 use versions::VersionRow;
 
 /// Version of the tables; a newer one is refused, not touched.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
+/// How long one connection waits for another.
+const BUSY: Duration = Duration::from_secs(5);
 /// Rows of the outbox handed out at once.
 const OUTBOX_BATCH: usize = 64;
 
@@ -71,6 +80,8 @@ pub enum StateError {
 /// The open state database.
 pub struct State {
     connection: Mutex<Connection>,
+    /// Read-only, so that who looks does not hold up who writes.
+    reader: Mutex<Connection>,
 }
 
 /// The result of opening.
@@ -104,6 +115,8 @@ pub struct AssetRow {
     pub id: String,
     /// Its state.
     pub saved: SavedAsset,
+    /// What is saved besides; nothing in a file from before there was more.
+    pub more: Option<SavedMore>,
     /// The model before the one in use.
     pub previous: Option<ModelKey>,
     /// Rows it is learning from.
@@ -174,6 +187,19 @@ pub struct Checkpoint {
     pub versions: Vec<VersionRow>,
     /// Messages to publish: topic, payload, retain.
     pub outbox: Vec<(String, Vec<u8>, bool)>,
+    /// What happened to alerts.
+    pub events: Vec<AlertEvent>,
+    /// What people did.
+    pub deeds: Vec<Deed>,
+    /// Buckets for charts of the past.
+    pub recorded: Vec<Recorded>,
+}
+
+/// What a commit tells.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// The number of the journal row that holds the recorded buckets.
+    pub journal: Option<i64>,
 }
 
 impl State {
@@ -185,11 +211,11 @@ impl State {
         std::fs::create_dir_all(dir).map_err(|error| StateError::Directory { path: dir.to_owned(), error })?;
         let path = dir.join("state.db");
         match open_checked(&path) {
-            Ok(connection) => Ok(OpenedState { state: State::from(connection), set_aside: None }),
+            Ok(connection) => Ok(OpenedState { state: State::new(connection, &path)?, set_aside: None }),
             Err(StateError::Sqlite(error)) if is_corrupt(&error) => {
                 let aside = set_aside(&path).map_err(|error| StateError::Directory { path: dir.to_owned(), error })?;
                 let connection = open_checked(&path)?;
-                Ok(OpenedState { state: State::from(connection), set_aside: Some(aside) })
+                Ok(OpenedState { state: State::new(connection, &path)?, set_aside: Some(aside) })
             }
             Err(StateError::Sqlite(error)) if is_denied(&error) => {
                 let denied = std::io::Error::new(std::io::ErrorKind::PermissionDenied, error.to_string());
@@ -199,9 +225,20 @@ impl State {
         }
     }
 
+    fn new(connection: Connection, path: &Path) -> Result<State, StateError> {
+        let reader = Connection::open(path)?;
+        reader.pragma_update(None, "query_only", true)?;
+        reader.busy_timeout(BUSY)?;
+        Ok(State { connection: Mutex::new(connection), reader: Mutex::new(reader) })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Connection> {
         // A panic while the lock was held has rolled its transaction back: the connection is sound.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reader(&self) -> MutexGuard<'_, Connection> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads everything back.
@@ -229,7 +266,7 @@ impl State {
     ///
     /// # Errors
     /// SQLite fails; nothing of it is stored then.
-    pub fn commit(&self, checkpoint: &Checkpoint) -> Result<(), StateError> {
+    pub fn commit(&self, checkpoint: &Checkpoint) -> Result<Committed, StateError> {
         let mut connection = self.lock();
         let transaction = connection.transaction()?;
         set_meta(&transaction, "log_id", checkpoint.log_id.as_slice())?;
@@ -255,7 +292,16 @@ impl State {
                 .prepare_cached("INSERT INTO outbox (topic, payload, retain, after_offset) VALUES (?1, ?2, ?3, ?4)")?
                 .execute(params![topic, payload, retain, checkpoint.cursor.cast_signed()])?;
         }
-        Ok(transaction.commit()?)
+        let now_us = clock::utc_us();
+        for event in &checkpoint.events {
+            cases::store_event(&transaction, event, now_us)?;
+        }
+        for deed in &checkpoint.deeds {
+            cases::store_deed(&transaction, deed)?;
+        }
+        let journal = recorded::store(&transaction, &checkpoint.recorded)?;
+        transaction.commit()?;
+        Ok(Committed { journal })
     }
 
     /// The oldest messages not yet published.
@@ -316,17 +362,11 @@ impl State {
     }
 }
 
-impl From<Connection> for State {
-    fn from(connection: Connection) -> State {
-        State { connection: Mutex::new(connection) }
-    }
-}
-
 fn open_checked(path: &Path) -> Result<Connection, StateError> {
     let connection = Connection::open(path)?;
     // Until it is known to be sound nothing is written: closing must not copy the write-ahead log into a damaged database.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.busy_timeout(BUSY)?;
     let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if found > SCHEMA_VERSION {
         return Err(StateError::Newer { path: path.to_owned(), found });
@@ -344,8 +384,18 @@ fn open_checked(path: &Path) -> Result<Connection, StateError> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.execute_batch(SCHEMA)?;
     versions::create(&connection, found)?;
+    cases::create(&connection)?;
+    recorded::create(&connection)?;
+    if !has_column(&connection, "asset", "more")? {
+        connection.execute_batch("ALTER TABLE asset ADD COLUMN more BLOB")?;
+    }
     connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     Ok(connection)
+}
+
+fn has_column(connection: &Connection, table: &str, column: &str) -> Result<bool, rusqlite::Error> {
+    let sql = "SELECT count(*) FROM pragma_table_info(?1) WHERE name = ?2";
+    connection.query_row(sql, [table, column], |row| Ok(row.get::<_, i64>(0)? > 0))
 }
 
 fn is_corrupt(error: &rusqlite::Error) -> bool {
@@ -383,17 +433,22 @@ fn set_meta(transaction: &Transaction<'_>, key: &str, value: impl rusqlite::ToSq
 
 fn load_assets(connection: &Connection) -> Result<Vec<AssetRow>, StateError> {
     let mut statement = connection.prepare(
-        "SELECT id, saved, predecessor.sha256 FROM asset LEFT JOIN predecessor ON predecessor.asset = asset.id ORDER BY id",
+        "SELECT id, saved, predecessor.sha256, more FROM asset LEFT JOIN predecessor ON predecessor.asset = asset.id ORDER BY id",
     )?;
     let rows = statement.query_map([], |row| {
-        Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, Option<String>>(2)?))
+        let more = row.get::<_, Option<Vec<u8>>>(3)?;
+        Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, Option<String>>(2)?, more))
     })?;
     let mut assets = Vec::new();
     for row in rows {
-        let (id, saved, previous) = row?;
+        let (id, saved, previous, more) = row?;
+        // Without it the asset goes on; a chart has a gap of ten seconds.
+        let more = more.and_then(|more| postcard::from_bytes(&more).ok());
         let previous = previous.map(|sha256| ModelKey { sha256 });
         match postcard::from_bytes(&saved) {
-            Ok(saved) => assets.push(AssetRow { rows: load_learning_rows(connection, &id)?, id, saved, previous }),
+            Ok(saved) => {
+                assets.push(AssetRow { rows: load_learning_rows(connection, &id)?, id, saved, more, previous });
+            }
             Err(error) => tracing::error!(asset = id, %error, "its saved state cannot be read: it learns anew"),
         }
     }
@@ -431,10 +486,14 @@ fn load_models(connection: &Connection) -> Result<Vec<ModelRow>, StateError> {
 fn store_asset(transaction: &Transaction<'_>, changed: &Changed) -> Result<(), StateError> {
     let encode = |error| StateError::Encode { what: "an asset", error };
     let saved = postcard::to_stdvec(&changed.saved).map_err(encode)?;
+    let more = postcard::to_stdvec(&changed.more).map_err(encode)?;
     let id = changed.id.as_str();
     transaction
-        .prepare_cached("INSERT INTO asset (id, saved) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET saved = ?2")?
-        .execute(params![id, saved])?;
+        .prepare_cached(
+            "INSERT INTO asset (id, saved, more) VALUES (?1, ?2, ?3)
+             ON CONFLICT (id) DO UPDATE SET saved = ?2, more = ?3",
+        )?
+        .execute(params![id, saved, more])?;
     match &changed.previous {
         Some(key) => transaction
             .prepare_cached(

@@ -84,6 +84,12 @@ impl<'a> Metadata<'a> {
                     self.invalid(KEY_CHANNELS, format_args!("channels with finite normals, unlike `{}`", channel.name))
                 );
             }
+            if channel.spread.is_some_and(|spread| !spread.is_finite() || spread < 0.0) {
+                return Err(self.invalid(
+                    KEY_CHANNELS,
+                    format_args!("channels with finite spreads that are not negative, unlike `{}`", channel.name),
+                ));
+            }
         }
         Ok(channels)
     }

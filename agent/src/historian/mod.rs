@@ -1,0 +1,3 @@
+//! What a chart of the past shows.
+
+pub mod recorder;

@@ -53,7 +53,7 @@ fn only_in(word: &str, allowed: &[&str]) {
 // Each outside library that matters is named in one place.
 #[test]
 fn libraries_are_named_in_one_place() {
-    only_in("rusqlite", &["broker/src/log", "agent/src/state"]);
+    only_in("rusqlite", &["broker/src/log", "agent/src/state", "agent/src/historian"]);
     only_in("tract_", &["models/src/runtime"]);
     only_in("axum", &["agent/src/dashboard"]);
     only_in("rumqttd", &[]);

@@ -1,8 +1,8 @@
 //! The gateway as a whole: the order in which its parts start and stop.
 //!
-//! Start: log, `state.db`, models, pipeline, outbox, broker, HTTP, model updates. Clients are let in when
+//! Start: log, `state.db`, models, historian, pipeline, outbox, broker, HTTP, model updates. Clients are let in when
 //! everything behind them works. Stop, in this order: the broker stops accepting and closes its sessions; model updates;
-//! the pipeline folds what is left and writes its last checkpoint; the outbox publishes it; HTTP; the log commits and
+//! the pipeline folds what is left and writes its last checkpoint; the historian; the outbox publishes it; HTTP; the log commits and
 //! closes. Never does the work of a part.
 
 use std::net::SocketAddr;
@@ -27,6 +27,7 @@ use crate::conditions::watch::{self as conditions, Condensed, WatchParts};
 use crate::config::{self, Config};
 use crate::dashboard::{Dashboard, DashboardParts, HttpError};
 use crate::descriptors;
+use crate::historian::{Historian, HistorianParts};
 use crate::models::order::ORDERS_MAX;
 use crate::models::steward::{self, ModelsView, StewardParts};
 use crate::models::worker::protocol::Begin;
@@ -86,6 +87,7 @@ pub struct Gateway {
     /// The outbox stops after the pipeline, whose last alerts it publishes.
     stop_outbox: watch::Sender<bool>,
     outbox: JoinHandle<()>,
+    historian: Arc<Historian>,
 }
 
 impl Gateway {
@@ -126,6 +128,14 @@ impl Gateway {
         }
         let (order_topic, orders) = (order_topic(config)?, mpsc::channel(ORDERS_MAX));
         let wake = Arc::new(Notify::new());
+        let historian = Historian::start(HistorianParts {
+            dir: config.gateway.data_dir.clone(),
+            state: Arc::clone(&state),
+            log: log.clone(),
+            sources: config.sources.clone(),
+            quota_bytes: config.history.quota_bytes,
+            days: config.history.days,
+        })?;
         let feed = LiveFeed::new();
         let cursor = log.cursor(INFERENCE)?;
         cursor.advance(restored.position);
@@ -143,6 +153,7 @@ impl Gateway {
             order_topic,
             orders: orders.0,
             feed: Arc::clone(&feed),
+            historian: Arc::clone(&historian),
             runtime: tokio::runtime::Handle::current(),
         })?;
         let models_view = watch::channel(Arc::new(ModelsView::default()));
@@ -164,6 +175,7 @@ impl Gateway {
             Err(error) => {
                 broker.shutdown().await;
                 runner.stop().await;
+                stop_historian(historian).await;
                 return Err(error.into());
             }
         };
@@ -192,6 +204,7 @@ impl Gateway {
             data_dir: config.gateway.data_dir.clone(),
             publisher: publisher.clone(),
             tls: Box::new(broker.tls_view()),
+            history: Arc::clone(&historian),
             view: condition.0,
         };
         let tasks = vec![
@@ -199,7 +212,20 @@ impl Gateway {
             tokio::spawn(steward::run(steward, stopped.clone())),
             tokio::spawn(beat(Arc::clone(&status), publisher.clone(), stopped)),
         ];
-        Ok(Gateway { log, state, broker, publisher, runner, status, dashboard, stop, tasks, stop_outbox, outbox })
+        Ok(Gateway {
+            log,
+            state,
+            broker,
+            publisher,
+            runner,
+            status,
+            dashboard,
+            stop,
+            tasks,
+            stop_outbox,
+            outbox,
+            historian,
+        })
     }
 
     /// Where MQTT clients connect.
@@ -250,6 +276,7 @@ impl Gateway {
             join(task).await;
         }
         self.runner.stop().await;
+        stop_historian(self.historian).await;
         self.stop_outbox.send_replace(true);
         join(self.outbox).await;
         self.dashboard.stop().await;
@@ -264,6 +291,13 @@ impl Gateway {
         if tokio::task::spawn_blocking(move || log.close()).await.is_err() {
             tracing::error!("the log did not close cleanly; nothing acknowledged is lost");
         }
+    }
+}
+
+/// What the historian has not written yet is in the state file's journal.
+async fn stop_historian(historian: Arc<Historian>) {
+    if tokio::task::spawn_blocking(move || historian.stop()).await.is_err() {
+        tracing::error!("the historian did not end cleanly; its journal is kept");
     }
 }
 

@@ -11,6 +11,8 @@ use millwright_broker::TlsState;
 use millwright_broker::log::{FullReason, LogStats};
 use serde::Serialize;
 
+use crate::historian::HistoryStatus;
+
 /// Share of the log's quota held by messages that somebody still needs: raised, and cleared.
 const LOG_FILLING: Band = Band { raise: 0.7, clear: 0.6 };
 /// Used share of the file system.
@@ -99,6 +101,8 @@ pub struct Measurements {
     pub buffered: Share,
     /// Certificates of the TLS listeners.
     pub tls: Option<TlsState>,
+    /// The history for charts of the past.
+    pub history: HistoryStatus,
 }
 
 /// So much of so much.
@@ -137,6 +141,7 @@ impl Judge {
         found.extend(self.memory(m));
         found.extend(self.files(m));
         found.extend(certificate(m.tls.as_ref(), now_us));
+        found.extend(history(&m.history));
         self.take(now_us, found);
         &self.conditions
     }
@@ -284,6 +289,17 @@ fn remedy_of(cursor: &str) -> String {
     } else {
         format!("bring the client of `{cursor}` back or end its session, or raise log.quota_mb")
     }
+}
+
+fn history(status: &HistoryStatus) -> Option<Finding> {
+    let trouble = status.trouble.as_ref()?;
+    let skipped = match status.skipped_buckets {
+        0 => "what is new waits".to_owned(),
+        skipped => format!("{skipped} steps of 10 s were left out"),
+    };
+    let text = format!("charts of the past get nothing new: {trouble}; {skipped}; scoring goes on");
+    let remedy = "free space on the file system of the data directory, or make history.quota_mb smaller".to_owned();
+    Some((Severity::Warning, "history", text, remedy))
 }
 
 fn certificate(tls: Option<&TlsState>, now_us: i64) -> Option<Finding> {

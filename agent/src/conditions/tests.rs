@@ -30,6 +30,7 @@ fn well() -> Measurements {
         memory: Some(Share { used: 1, max: 100 }),
         buffered: Share { used: 1, max: 100 },
         tls: None,
+        history: HistoryStatus::default(),
     }
 }
 

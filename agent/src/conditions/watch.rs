@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use super::{Condition, Judge, Measurements, Severity, Share, measure};
 use crate::clock;
+use crate::historian::Historian;
 use crate::ids::GatewayId;
 
 /// How often the gateway is judged.
@@ -53,6 +54,8 @@ pub struct WatchParts {
     pub publisher: Publisher,
     /// How the certificates stand.
     pub tls: Box<dyn Fn() -> Option<TlsState> + Send + Sync>,
+    /// The history that is watched.
+    pub history: Arc<Historian>,
     /// Where the conditions are told.
     pub view: watch::Sender<Arc<Condensed>>,
 }
@@ -114,6 +117,7 @@ fn measure_all(parts: &WatchParts) -> Measurements {
         memory: measure::memory(),
         buffered: Share { used: broker.buffered_bytes, max: broker.buffered_bytes_max },
         tls: (parts.tls)(),
+        history: parts.history.status(),
     }
 }
 

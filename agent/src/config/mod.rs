@@ -51,6 +51,8 @@ pub struct Config {
     pub broker: BrokerSection,
     /// `[log]`
     pub log: LogSection,
+    /// `[history]`
+    pub history: HistorySection,
     /// `[http]`
     pub http: HttpSection,
     /// `[pipeline]`
@@ -177,6 +179,15 @@ pub struct LogSection {
     pub when_full: WhenFull,
     /// How long a commit waits for more messages.
     pub commit_delay: Duration,
+}
+
+/// The history for charts of the past.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistorySection {
+    /// How much of the disk it may use, in bytes; 0 keeps none.
+    pub quota_bytes: u64,
+    /// How long buckets of 5 minutes are kept, in days.
+    pub days: u32,
 }
 
 /// What happens when the log is full of messages that a consumer still needs.

@@ -10,8 +10,8 @@ use millwright_models::signature::PublicKey;
 
 use super::reader::{Document, KeyInfo, Section, Spot};
 use super::{
-    AlarmSection, BrokerSection, CommissioningSection, Config, GatewaySection, HttpSection, LogSection, ModelsSection,
-    PipelineSection, SOURCES_MAX, SourceConfig, WhenFull, broker, source,
+    AlarmSection, BrokerSection, CommissioningSection, Config, GatewaySection, HistorySection, HttpSection, LogSection,
+    ModelsSection, PipelineSection, SOURCES_MAX, SourceConfig, WhenFull, broker, source,
 };
 use crate::clock::SECOND_US;
 use crate::ids::{GatewayId, shorten};
@@ -22,11 +22,15 @@ const MIB: u64 = 1024 * 1024;
 /// The log holds at least this many of the largest packets, or one publisher could fill it between two commits.
 const QUOTA_PACKETS_MIN: u64 = 64;
 
+/// The smallest history: a day of 10-second buckets of ten assets.
+const HISTORY_MB_MIN: u64 = 8;
+
 /// What was read: everything but the gateway's identity, which has no default.
 pub(super) struct Draft {
     pub(super) gateway: Option<GatewaySection>,
     broker: BrokerSection,
     log: LogSection,
+    history: HistorySection,
     http: HttpSection,
     pipeline: PipelineSection,
     commissioning: CommissioningSection,
@@ -37,8 +41,8 @@ pub(super) struct Draft {
 
 impl Draft {
     pub(super) fn complete(self, gateway: GatewaySection) -> Config {
-        let Draft { gateway: _, broker, log, http, pipeline, commissioning, alarm, models, sources } = self;
-        Config { gateway, broker, log, http, pipeline, commissioning, alarm, models, sources }
+        let Draft { gateway: _, broker, log, history, http, pipeline, commissioning, alarm, models, sources } = self;
+        Config { gateway, broker, log, history, http, pipeline, commissioning, alarm, models, sources }
     }
 }
 
@@ -47,6 +51,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> Draft {
     let gateway = root.read("gateway", "[gateway]", gateway);
     let (broker, broker_listen) = root.read("broker", "[broker]", broker::read);
     let (log, quota) = root.read("log", "[log]", log);
+    let history = root.read("history", "[history]", history);
     let (http, http_listen) = root.read("http", "[http]", http);
     let pipeline = root.read("pipeline", "[pipeline]", pipeline);
     let commissioning = root.read("commissioning", "[commissioning]", commissioning);
@@ -65,7 +70,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> Draft {
         let remedy = format!("make it at least {}, or max_packet_bytes smaller", quota_bytes_min.div_ceil(MIB));
         root.document.mistake(&quota, what, remedy);
     }
-    Draft { gateway, broker, log, http, pipeline, commissioning, alarm, models, sources }
+    Draft { gateway, broker, log, history, http, pipeline, commissioning, alarm, models, sources }
 }
 
 impl<'d> Section<'_, 'd> {
@@ -116,6 +121,16 @@ fn log(s: &mut Section<'_, '_>) -> (LogSection, Spot) {
     let commit_delay_ms = s.integer("commit_delay_ms", 10_u64, 0..=1_000);
     let commit_delay = Duration::from_millis(commit_delay_ms);
     (LogSection { quota_bytes: quota_mb.saturating_mul(MIB), when_full, commit_delay }, s.spot("quota_mb"))
+}
+
+fn history(s: &mut Section<'_, '_>) -> HistorySection {
+    let quota_mb = s.integer("quota_mb", 256_u64, 0..=1_048_576);
+    if (1..HISTORY_MB_MIN).contains(&quota_mb) {
+        let what = format!("{quota_mb} MB hold no history worth looking at");
+        s.mistake("quota_mb", what, format!("make it at least {HISTORY_MB_MIN}, or 0 to keep none"));
+    }
+    let days = s.integer("days", 90_u32, 1..=3_650);
+    HistorySection { quota_bytes: quota_mb.saturating_mul(MIB), days }
 }
 
 fn http(s: &mut Section<'_, '_>) -> (HttpSection, Listen) {

@@ -155,6 +155,11 @@ impl Recorder {
         self.closed.len()
     }
 
+    /// Forgets the closed buckets: nobody keeps them.
+    pub fn forget_closed(&mut self) {
+        self.closed.clear();
+    }
+
     /// The closed buckets, in the order in which they were closed.
     pub fn take_closed(&mut self) -> Vec<Bucket> {
         std::mem::take(&mut self.closed).into_iter().map(Open::close).collect()

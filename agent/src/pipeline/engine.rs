@@ -75,7 +75,8 @@ pub struct Engine {
     outputs: Vec<Output>,
     next_event: u64,
     refused_readings: u64,
-    /// Buckets for charts of the past that wait to be taken.
+    /// Whether somebody takes the buckets for charts of the past, and how many wait.
+    recording: bool,
     recorded: usize,
 }
 
@@ -115,6 +116,7 @@ impl Engine {
             outputs: Vec::new(),
             next_event,
             refused_readings: 0,
+            recording: false,
             recorded: 0,
         }
     }
@@ -227,7 +229,10 @@ impl Engine {
         let start = self.batch.values.len();
         let closed = asset.recorder.closed_count();
         let outcome = asset.push_row(time_us, positions, values, &mut self.batch.values);
-        self.recorded += asset.recorder.closed_count().saturating_sub(closed);
+        match self.recording {
+            true => self.recorded += asset.recorder.closed_count().saturating_sub(closed),
+            false => asset.recorder.forget_closed(),
+        }
         let relearned = asset.take_relearned();
         match outcome {
             RowOutcome::None => {}
@@ -450,6 +455,11 @@ impl Engine {
     /// The assets that changed since the last call.
     pub fn take_changed(&mut self) -> Vec<Changed> {
         self.assets.iter_mut().filter_map(Asset::take_dirty).collect()
+    }
+
+    /// Keeps buckets for charts of the past from now on, until they are taken.
+    pub fn record(&mut self) {
+        self.recording = true;
     }
 
     /// Buckets for charts of the past that wait to be taken.

@@ -35,6 +35,7 @@ use super::tap::Taps;
 use super::view::{self, ViewSender, Views};
 use crate::casebook::action::Order as Act;
 use crate::clock;
+use crate::historian::Historian;
 use crate::models::order::Order;
 use crate::source::{Fault, Reading, SourceError, SourceMap, sparkplug};
 use crate::state::State;
@@ -83,6 +84,8 @@ pub struct RunnerParts {
     pub orders: mpsc::Sender<Order>,
     /// Where rows are shown that somebody looks at.
     pub feed: Arc<LiveFeed>,
+    /// Keeps what charts of the past show.
+    pub historian: Arc<Historian>,
     /// For waiting from a thread of its own.
     pub runtime: tokio::runtime::Handle,
 }
@@ -150,6 +153,7 @@ pub fn start(mut parts: RunnerParts) -> anyhow::Result<RunnerHandle> {
     for (asset, until_us) in board.silenced() {
         parts.engine.silence(asset, Some(until_us));
     }
+    parts.engine.record();
     let live = LiveSender::new(Arc::clone(&parts.feed));
     let (view, views) = view::views();
     let now = Instant::now();

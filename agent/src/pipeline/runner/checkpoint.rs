@@ -32,15 +32,23 @@ impl Runner {
     /// lose alerts. Returns whether it is stored.
     pub(super) fn checkpoint_until_stored(&mut self, changes: Changes) -> bool {
         let mut checkpoint = self.gather_checkpoint(changes);
-        while let Err(error) = self.parts.state.commit(&checkpoint) {
-            tracing::error!(%error, "the checkpoint cannot be stored yet");
-            if matches!(error, StateError::Encode { .. }) {
-                checkpoint.assets.clear();
+        let committed = loop {
+            match self.parts.state.commit(&checkpoint) {
+                Ok(committed) => break committed,
+                Err(error @ StateError::Encode { .. }) => {
+                    tracing::error!(%error, "the checkpoint is stored without it");
+                    checkpoint.assets.clear();
+                    checkpoint.recorded.clear();
+                }
+                Err(error) => tracing::error!(%error, "the checkpoint cannot be stored yet"),
             }
             if *self.stop.borrow() {
                 return false;
             }
             self.pause(RETRY);
+        };
+        if let Some(number) = committed.journal {
+            self.parts.historian.take(number, std::mem::take(&mut checkpoint.recorded));
         }
         self.parts.cursor.advance(self.parts.position);
         self.checkpointed = Instant::now();
@@ -98,7 +106,7 @@ impl Runner {
             outbox,
             events,
             deeds,
-            recorded: self.parts.engine.take_recorded(),
+            recorded: self.parts.historian.admit(self.parts.engine.take_recorded()),
         }
     }
 }

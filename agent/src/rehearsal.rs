@@ -4,6 +4,8 @@
 //! installed for its assets, and what is told of it. Nothing is learned, stored or published. Reads beside the running gateway and
 //! never writes. Holds what the fold holds and at most [`ALERTS_LISTED_MAX`] alerts; further ones are counted.
 
+pub mod words;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -127,7 +129,16 @@ pub struct RehearsedAlert {
     pub message: String,
 }
 
-/// Runs `model` over the last `days` of the log, as far as it goes back from `now_us`.
+/// What is folded.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    /// How many days to go back, as far as the log does.
+    pub days: u32,
+    /// From when on back, UTC microseconds.
+    pub until_us: i64,
+}
+
+/// Runs `model` over the log, until its end or until `stop` says so; it is asked after every few hundred messages.
 ///
 /// # Errors
 /// The log cannot be read.
@@ -135,9 +146,10 @@ pub fn run(
     log: &mut StoredLog,
     config: &Config,
     model: &Arc<Installed>,
-    days: u32,
-    now_us: i64,
+    span: Span,
+    stop: &dyn Fn() -> bool,
 ) -> Result<Rehearsal, ReadError> {
+    let Span { days, until_us: now_us } = span;
     let since_us = now_us.saturating_sub(i64::from(days).saturating_mul(24 * 3_600 * SECOND_US));
     let span = log.span()?;
     let oldest = log.read(span.oldest, span.head, FetchLimit { rows: 1, bytes: 1 })?;
@@ -146,7 +158,7 @@ pub fn run(
     fold.told.days = days;
     fold.told.log_begins_us = oldest.messages.first().map(|message| message.received_us);
     // The head of the start: a gateway that goes on writing does not keep the rehearsal from ending.
-    while at < span.head {
+    while at < span.head && !stop() {
         let fetched = log.read(at, span.head, FetchLimit::default())?;
         if let Some(gap) = &fetched.lost {
             fold.told.lost_messages += gap.to.0.saturating_sub(gap.from.0);

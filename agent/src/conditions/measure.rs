@@ -16,6 +16,19 @@ const MEMORY_PAGES: &str = "/proc/self/statm";
 /// Where a container's limit of memory is told; `max` is none.
 const CGROUP_MEMORY: &str = "/sys/fs/cgroup/memory.max";
 
+/// Made by the system's time service once it has set the clock by a server.
+const CLOCK_SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
+/// No clock that is right shows a time before this program was written: 2025-01-01.
+const EARLIEST_US: i64 = 1_735_689_600_000_000;
+
+/// Whether the system's clock can be trusted; `None` where no service tells.
+pub fn clock_trusted(now_us: i64) -> Option<bool> {
+    if now_us < EARLIEST_US {
+        return Some(false);
+    }
+    Path::new(CLOCK_SYNCHRONISED).exists().then_some(true)
+}
+
 /// The file system that holds `dir`.
 pub fn disk(dir: &Path) -> Option<Share> {
     let stat = rustix::fs::statvfs(dir).ok()?;

@@ -4,6 +4,7 @@
 //! [`measure`] does that, and [`watch`] tells what changed. Each condition has one threshold to be raised and a lower one to
 //! be cleared, so that it does not flap.
 
+pub mod disk_use;
 pub mod measure;
 pub mod watch;
 

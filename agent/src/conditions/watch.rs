@@ -15,6 +15,7 @@ use millwright_broker::{Publisher, TlsState};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::disk_use::{DiskMeter, DiskUse};
 use super::{Condition, Judge, Measurements, Severity, Share, measure};
 use crate::clock;
 use crate::historian::Historian;
@@ -32,6 +33,10 @@ pub struct Condensed {
     pub conditions: Vec<Condition>,
     /// The file system of the data directory.
     pub disk: Option<Share>,
+    /// What the gateway uses of it.
+    pub disk_use: DiskUse,
+    /// Whether the clock can be trusted; `None` if nobody knows.
+    pub clock_trusted: Option<bool>,
     /// File descriptors.
     pub files: Option<Share>,
     /// Memory.
@@ -74,6 +79,7 @@ struct Alert<'a> {
 pub async fn run(parts: WatchParts, mut stop: watch::Receiver<bool>) {
     let parts = Arc::new(parts);
     let mut judge = Judge::default();
+    let mut meter = DiskMeter::default();
     let mut told: Vec<Condition> = Vec::new();
     let mut since_told = 0;
     publish(&parts, &[]);
@@ -84,7 +90,8 @@ pub async fn run(parts: WatchParts, mut stop: watch::Receiver<bool>) {
             tokio::task::spawn_blocking(move || measure_all(&parts)).await
         };
         if let Ok(measured) = measured {
-            let conditions = judge.judge(clock::utc_us(), &measured).to_vec();
+            let now_us = clock::utc_us();
+            let conditions = judge.judge(now_us, &measured).to_vec();
             log_changes(&told, &conditions);
             since_told += 1;
             let same = told.iter().map(key).eq(conditions.iter().map(key));
@@ -95,6 +102,8 @@ pub async fn run(parts: WatchParts, mut stop: watch::Receiver<bool>) {
             parts.view.send_replace(Arc::new(Condensed {
                 conditions,
                 disk: measured.disk,
+                disk_use: meter.measure(now_us, &measured.log, measured.disk),
+                clock_trusted: measure::clock_trusted(now_us),
                 files: measured.files,
                 memory: measured.memory,
                 certificate_until_s: measured.tls.map(|tls| tls.not_after_s),

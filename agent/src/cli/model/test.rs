@@ -12,14 +12,14 @@ use millwright_broker::log::{ReadError, StoredLog};
 use millwright_models::contract::Contract;
 use millwright_models::manifest::{CHUNK_BYTES_MAX, Manifest};
 use millwright_models::runtime::LoadLimits;
-use serde::Serialize;
 
 use super::super::{Failure, output};
 use super::read;
-use crate::clock::{self, SECOND_US};
+use crate::clock;
 use crate::config::Config;
 use crate::pipeline::fleet::{Installed, Origin};
 use crate::pipeline::install;
+use crate::rehearsal::words::{Told, duration};
 use crate::rehearsal::{self, AssetRehearsal, Rehearsal, RehearsedAlert};
 
 /// Alerts shown in the table; `--json` lists more.
@@ -45,15 +45,6 @@ pub(super) struct TestArguments {
     json: bool,
 }
 
-/// The outcome with its words.
-#[derive(Serialize)]
-struct Told<'t> {
-    summary: &'t str,
-    notes: &'t [String],
-    #[serde(flatten)]
-    rehearsal: &'t Rehearsal,
-}
-
 /// Runs the model over the log and tells what it would have done; status 0 whatever that is.
 ///
 /// # Errors
@@ -66,13 +57,13 @@ pub(super) fn run(arguments: &TestArguments) -> Result<ExitCode, Failure> {
         error => Failure::from(error),
     };
     let mut log = StoredLog::open(&config.gateway.data_dir).map_err(unreadable)?;
-    let rehearsal = rehearsal::run(&mut log, &config, &model, arguments.days, clock::utc_us()).map_err(unreadable)?;
-    let summary = summary(&rehearsal);
-    let notes = notes(&rehearsal, model.model.contract());
+    let span = rehearsal::Span { days: arguments.days, until_us: clock::utc_us() };
+    let rehearsal = rehearsal::run(&mut log, &config, &model, span, &|| false).map_err(unreadable)?;
+    let told = Told::of(rehearsal, model.model.contract());
     if arguments.json {
-        output::print_json(&Told { summary: &summary, notes: &notes, rehearsal: &rehearsal })?;
+        output::print_json(&told)?;
     } else {
-        output::print(&text(&rehearsal, &summary, &notes));
+        output::print(&text(&told.rehearsal, &told.summary, &told.notes));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -93,75 +84,6 @@ fn load(arguments: &TestArguments, config: &Config) -> Result<Installed, Failure
     install::load(&bytes, Origin::Pushed, manifest.assets().to_vec(), &limits)
         .with_context(named)
         .map_err(Failure::wrong_use)
-}
-
-/// One sentence: how many alerts, on how many assets, in which time.
-fn summary(told: &Rehearsal) -> String {
-    let alerting = told.assets.iter().filter(|asset| asset.alerts_raised > 0).count();
-    let mut sentence = format!(
-        "{} v{} would have raised {} on {} of {} in the last {}",
-        told.model,
-        told.version,
-        counted(told.alerts, "alert"),
-        alerting,
-        counted(told.assets.len() as u64, "asset"),
-        counted(u64::from(told.days), "day"),
-    );
-    if let Some((first_us, last_us)) = told.span_us {
-        let (from, to) = (clock::rfc3339(first_us), clock::rfc3339(last_us));
-        sentence.push_str(&format!(" (telemetry that arrived from {from} to {to})"));
-    }
-    if told.stored_alerts > 0 {
-        let models: Vec<&str> = told.stored_models.iter().map(String::as_str).collect();
-        sentence.push_str(&format!("; the gateway raised {} there, with {}", told.stored_alerts, models.join(", ")));
-    }
-    sentence.push('.');
-    sentence
-}
-
-/// What qualifies the answer.
-fn notes(told: &Rehearsal, contract: &Contract) -> Vec<String> {
-    let mut notes = Vec::new();
-    let mut note = |text: String| notes.push(text);
-    match told.log_begins_us {
-        None => note("the log holds no messages".to_owned()),
-        Some(begins_us) => {
-            let back_us = clock::utc_us().saturating_sub(begins_us);
-            if back_us < i64::from(told.days) * 24 * 3_600 * SECOND_US {
-                let (begins, back) = (clock::rfc3339(begins_us), duration(back_us as f64 / SECOND_US as f64));
-                note(format!("the log goes back only to {begins}, {back}: older messages were dropped or never came"));
-            }
-            if told.rows == 0 {
-                let patterns = told.patterns.join(", ");
-                note(format!(
-                    "no telemetry of an asset that matches {patterns} is in that time; name others with --assets"
-                ));
-            }
-        }
-    }
-    if let Some(reason) = Rehearsal::window_too_long(contract) {
-        note(reason);
-    }
-    for asset in &told.assets {
-        if let Some(channel) = &asset.missing_channel {
-            note(format!("{} never sent `{channel}`, which the model needs: nothing of it is scored", asset.asset));
-        }
-    }
-    let failed: u64 = told.assets.iter().map(|asset| asset.score_errors).sum();
-    if failed > 0 {
-        note(format!("{} could not be scored; RUST_LOG=warn tells why", counted(failed, "row")));
-    }
-    if told.decode_errors > 0 {
-        let last = told.last_decode_error.as_deref().unwrap_or_default();
-        note(format!("{} could not be decoded, the last: {last}", counted(told.decode_errors, "message")));
-    }
-    if told.lost_messages > 0 {
-        note(format!("{} were dropped while they were read, or are damaged", counted(told.lost_messages, "message")));
-    }
-    if told.refused_readings > 0 {
-        note(format!("{} of assets beyond the limit are left out", counted(told.refused_readings, "reading")));
-    }
-    notes
 }
 
 fn text(told: &Rehearsal, summary: &str, notes: &[String]) -> String {
@@ -217,33 +139,4 @@ fn alert_cells(asset: &str, alert: &RehearsedAlert) -> Vec<String> {
         format!("{:.2}", alert.peak_score),
         alert.channels.join(", "),
     ]
-}
-
-fn counted(count: u64, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
-}
-
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 120.0 => format!("{s:.0} s"),
-        s if s < 7_200.0 => format!("{:.0} min", s / 60.0),
-        s if s < 172_800.0 => format!("{:.1} h", s / 3_600.0),
-        s => format!("{:.1} days", s / 86_400.0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    // Durations read as people say them, and one is not many.
-    #[test]
-    fn numbers_read_as_people_say_them() {
-        for (seconds, text) in
-            [(0.0, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (7_200.0, "2.0 h"), (200_000.0, "2.3 days")]
-        {
-            assert_eq!(duration(seconds), text);
-        }
-        assert_eq!((counted(1, "alert"), counted(0, "alert")), ("1 alert".to_owned(), "0 alerts".to_owned()));
-    }
 }

@@ -12,7 +12,7 @@ use super::{COMPARED_TRIALS_MAX, PREDECESSORS_MAX, Steward, UpdateState, Watched
 use crate::clock;
 use crate::models::files;
 use crate::models::judge::{self, Figures, Verdict};
-use crate::models::order::{Order, Wish};
+use crate::models::order::{Order, OrderRefusal, Wish};
 use crate::models::watch::Watch;
 use crate::models::worker::process::Worker;
 use crate::pipeline::engine::Installation;
@@ -259,57 +259,41 @@ impl Steward {
         UpdateState::Active { assets: installation.assets, trial: false }
     }
 
-    pub(super) async fn obey(&mut self, order: Order) {
-        let by = match order.authorise(&self.parts.trusted) {
-            Ok(key) => key.map_or_else(String::new, |key| format!(" with the key {key}")),
-            Err(error) => {
-                tracing::warn!(model = order.model.as_str(), "an order is refused: {error}");
-                return;
-            }
-        };
+    pub(super) async fn obey(&mut self, mut order: Order) {
+        let outcome = self.carry_out(&order).await;
+        if let Err(refusal) = &outcome {
+            tracing::warn!(model = order.model.as_str(), "an order is refused: {refusal}");
+        }
+        order.answer(outcome);
+    }
+
+    async fn carry_out(&mut self, order: &Order) -> Result<(), OrderRefusal> {
+        let by = order.authorise(&self.parts.trusted)?;
+        let (model, version) = (order.model.to_string(), order.version);
         // A file that was refused may have had the same number.
-        let named = self.versions.iter().filter(|row| row.name == order.model.as_str() && row.version == order.version);
+        let named = self.versions.iter().filter(|row| row.name == model && row.version == version);
         let row = named.max_by_key(|row| row.state != VersionState::Rejected).cloned();
+        let row = row.ok_or_else(|| OrderRefusal::Unknown { model: model.clone(), version })?;
         let reason = order.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
-        let state = match (order.wish, row) {
-            (_, None) => {
-                tracing::warn!(
-                    model = order.model.as_str(),
-                    version = order.version,
-                    "an order names no version that is here"
-                );
-                return;
+        let state = match order.wish {
+            Wish::Promote if matches!(row.state, VersionState::Shadow | VersionState::RolledBack) => {
+                self.promote(row, Some(format!("promoted by hand{by}{reason}"))).await
             }
-            (Wish::Promote, Some(row)) if matches!(row.state, VersionState::Shadow | VersionState::RolledBack) => {
-                self.promote(row.clone(), Some(format!("promoted by hand{by}{reason}"))).await
-            }
-            (Wish::Rollback, Some(row)) if row.state.scores() => {
+            Wish::Rollback if row.state.scores() => {
                 let (_, installation) = self.installation(&row.sha256).await;
                 if self.before(&row).is_none() && installation.previous.is_empty() {
-                    tracing::warn!(
-                        model = row.name,
-                        "an order to roll back is refused: there is no model to go back to"
-                    );
-                    return;
+                    return Err(OrderRefusal::NothingBefore { model, version });
                 }
                 self.roll_back(&row, format!("taken back by hand{by}{reason}")).await
             }
-            (Wish::Rollback, Some(row)) if row.state == VersionState::Shadow => {
+            Wish::Rollback if row.state == VersionState::Shadow => {
                 self.refuse(row, format!("refused by hand{by}{reason}")).await
             }
-            (wish, Some(row)) => {
-                tracing::warn!(
-                    model = row.name,
-                    version = row.version,
-                    state = row.state.as_str(),
-                    ?wish,
-                    "an order has nothing to act on"
-                );
-                return;
-            }
+            wish => return Err(OrderRefusal::State { wish, model, version, state: row.state }),
         };
-        self.tell_as(order.model.as_str(), order.version, &state).await;
+        self.tell_as(&model, version, &state).await;
         self.show().await;
+        Ok(())
     }
 
     pub(super) async fn installation(&self, sha256: &str) -> (Option<Arc<Installed>>, Installation) {

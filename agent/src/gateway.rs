@@ -23,8 +23,10 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::alarm::AlarmSettings;
+use crate::casebook::Casebook;
 use crate::conditions::watch::{self as conditions, Condensed, WatchParts};
 use crate::config::{self, Config};
+use crate::dashboard::api::{ApiParts, Workshop};
 use crate::dashboard::{Dashboard, DashboardParts, HttpError};
 use crate::descriptors;
 use crate::historian::{Historian, HistorianParts};
@@ -151,7 +153,7 @@ impl Gateway {
             health: health_timing(config),
             outbox: Arc::clone(&wake),
             order_topic,
-            orders: orders.0,
+            orders: orders.0.clone(),
             feed: Arc::clone(&feed),
             historian: Arc::clone(&historian),
             runtime: tokio::runtime::Handle::current(),
@@ -168,8 +170,17 @@ impl Gateway {
             models: models_view.1,
             condition: condition.1,
         });
+        let workshop = Workshop { config: Arc::new(config.clone()), models_dir: models_dir.clone(), limits: limits };
+        let api = ApiParts {
+            orders: orders.0,
+            commands: runner.commands.clone(),
+            workshop: Arc::new(workshop),
+            views: runner.views.clone(),
+            feed,
+            casebook: Casebook::new(Arc::clone(&state), runner.commands.clone()),
+        };
         let dashboard =
-            Dashboard::start(DashboardParts { http: config.http.clone(), status: Arc::clone(&status) }).await;
+            Dashboard::start(DashboardParts { http: config.http.clone(), status: Arc::clone(&status), api }).await;
         let dashboard = match dashboard {
             Ok(dashboard) => dashboard,
             Err(error) => {

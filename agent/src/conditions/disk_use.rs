@@ -97,9 +97,8 @@ impl DiskMeter {
             (grown > 0).then(|| left as f64 / (grown as f64 / span_h))
         };
         let quota = hours_for(log.bytes_max.saturating_sub(log.bytes), log.bytes.saturating_sub(first.log_bytes));
-        let system = free_bytes
-            .zip(first.free_bytes)
-            .and_then(|(free, before)| hours_for(free, before.saturating_sub(free)));
+        let system =
+            free_bytes.zip(first.free_bytes).and_then(|(free, before)| hours_for(free, before.saturating_sub(free)));
         let soonest = [quota, system].into_iter().flatten().min_by(f64::total_cmp)?;
         (soonest <= HOURS_MAX).then_some(soonest)
     }

@@ -3,11 +3,12 @@
 //! Owns what HTTP clients see; nothing outside this folder names `axum`. [`listener`] bounds who may connect, [`auth`] says
 //! who asks, [`api`] and [`pages`] answer. Never folds, never scores, never writes the log.
 
-mod api;
+pub mod api;
 mod auth;
 mod error;
 mod headers;
 mod listener;
+mod live;
 mod pages;
 
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::api::{Api, ApiParts};
 use self::auth::{Auth, Viewer};
 use self::error::ApiError;
 use self::listener::Bounded;
@@ -35,12 +37,15 @@ pub struct DashboardParts {
     pub http: HttpSection,
     /// Everything that the gateway says about itself.
     pub status: Arc<StatusSource>,
+    /// What the API works with.
+    pub api: ApiParts,
 }
 
 /// What every route can reach.
 pub(crate) struct Site {
     pub(crate) status: Arc<StatusSource>,
     pub(crate) auth: Auth,
+    pub(crate) api: Api,
 }
 
 /// All routes, and the layers that hold for each. The last layer sees a request first.
@@ -61,6 +66,7 @@ pub struct Dashboard {
     addr: SocketAddr,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
+    hub: JoinHandle<()>,
 }
 
 /// Why HTTP cannot be served.
@@ -82,7 +88,10 @@ impl Dashboard {
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
         let (stop, mut stopped) = watch::channel(false);
-        let routes = router(Arc::new(Site { status: parts.status, auth: Auth::open() }));
+        let api = Api::new(parts.api, stopped.clone());
+        let site = Arc::new(Site { status: parts.status, auth: Auth::open(), api });
+        let hub = tokio::spawn(live::run(Arc::clone(&site), stopped.clone()));
+        let routes = router(site);
         let task = tokio::spawn(async move {
             let until = async move {
                 // An error means that the owner is gone, which is a reason to stop too.
@@ -92,7 +101,7 @@ impl Dashboard {
                 tracing::error!(%error, "HTTP is no longer served");
             }
         });
-        Ok(Dashboard { addr, stop, task })
+        Ok(Dashboard { addr, stop, task, hub })
     }
 
     /// Where it listens.
@@ -105,6 +114,9 @@ impl Dashboard {
         self.stop.send_replace(true);
         if tokio::time::timeout(std::time::Duration::from_secs(1), &mut self.task).await.is_err() {
             self.task.abort();
+        }
+        if let Err(error) = self.hub.await {
+            tracing::error!(%error, "the hub of live views ended badly");
         }
     }
 }

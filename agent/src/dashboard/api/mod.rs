@@ -1,27 +1,147 @@
-//! The HTTP API, below `/api/v1`.
+//! The HTTP API, below `/api/v1`; `docs/openapi.json` describes it, and a test holds the two together.
 //!
-//! Owns what programs and the pages may ask. Reads what others publish in memory; never touches the log or the pipeline
-//! while a client waits for a socket, so that a slow client slows nobody.
+//! Owns the table of routes: each says which role it serves, in one place. Reads what others publish in memory, or on threads that may
+//! block and are few ([`desk`]); never touches the log or the pipeline while a client waits for a socket, so that a slow client slows
+//! nobody.
+
+mod ask;
+mod desk;
+mod etag;
+mod jobs;
+mod models;
+mod openapi;
+mod page;
+pub(super) mod plant;
+mod upload;
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{FromRequestParts, Request, State};
+use axum::handler::Handler;
+use axum::http::{Method, StatusCode};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{MethodFilter, MethodRouter};
 use axum::{Json, Router};
+use tokio::sync::{Semaphore, mpsc, watch};
 
+use self::desk::Desk;
+use self::jobs::Jobs;
 use super::Site;
-use super::auth::Viewer;
+use super::auth::{Admin, Engineer, Role, Viewer};
+use super::error::ApiError;
+use super::live::{self, Live};
+use crate::models::order::Order;
+use crate::pipeline::runner::Command;
+
+pub use self::jobs::Workshop;
+
+/// Uploads at a time: each holds a whole model in memory.
+const UPLOADS_MAX: usize = 1;
+
+/// What the API is built from.
+pub struct ApiParts {
+    /// To the steward of models.
+    pub orders: mpsc::Sender<Order>,
+    /// To the pipeline.
+    pub commands: mpsc::Sender<Command>,
+    /// What models are tested with.
+    pub workshop: Arc<Workshop>,
+}
+
+/// What requests are carried out with.
+pub(crate) struct Api {
+    pub(crate) orders: mpsc::Sender<Order>,
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) workshop: Arc<Workshop>,
+    pub(crate) desk: Desk,
+    pub(crate) jobs: Jobs,
+    pub(crate) uploads: Semaphore,
+    pub(crate) live: Live,
+}
+
+impl Api {
+    /// Live streams end at `stop`.
+    pub(super) fn new(parts: ApiParts, stop: watch::Receiver<bool>) -> Api {
+        let ApiParts { orders, commands, workshop } = parts;
+        let uploads = Semaphore::new(UPLOADS_MAX);
+        Api { orders, commands, workshop, desk: Desk::default(), jobs: Jobs::default(), uploads, live: Live::new(stop) }
+    }
+}
+
+/// A line of the table.
+struct Route {
+    path: &'static str,
+    #[cfg_attr(not(test), expect(dead_code, reason = "the handler knows it; the test of the description asks"))]
+    method: Method,
+    /// The least role that is served.
+    role: Role,
+    handler: MethodRouter<Arc<Site>>,
+}
+
+fn route<H, T>(path: &'static str, method: (Method, MethodFilter), role: Role, handler: H) -> Route
+where
+    H: Handler<T, Arc<Site>>,
+    T: 'static,
+{
+    let (method, filter) = method;
+    Route { path, method, role, handler: MethodRouter::new().on(filter, handler) }
+}
+
+/// Every route of the API but the session's, which [`super::auth`] owns.
+fn table() -> Vec<Route> {
+    let get = || (Method::GET, MethodFilter::GET);
+    let post = || (Method::POST, MethodFilter::POST);
+    use Role::{Admin, Engineer, Viewer};
+    vec![
+        route("/openapi.json", get(), Viewer, openapi::document),
+        route("/status", get(), Viewer, status),
+        route("/plant", get(), Viewer, plant::plant),
+        route("/live", get(), Viewer, live::listen),
+        route("/models", get(), Viewer, models::list),
+        route("/models", post(), Admin, upload::upload),
+        route("/models/{name}", get(), Viewer, models::one),
+        route("/models/{name}/{version}/promote", post(), Engineer, models::promote),
+        route("/models/{name}/{version}/rollback", post(), Engineer, models::roll_back),
+        route("/models/{name}/{version}/test", post(), Engineer, models::test),
+        route("/jobs/{id}", get(), Viewer, jobs::one),
+    ]
+}
 
 /// The routes, without their common prefix.
 pub(super) fn routes() -> Router<Arc<Site>> {
-    Router::new().route("/status", get(status)).route("/models", get(models))
+    let mut router = Router::new();
+    for Route { path, role, handler, .. } in table() {
+        let admitted = middleware::from_fn(move |request: Request, next: Next| admit(role, request, next));
+        router = router.route(path, handler.layer(admitted));
+    }
+    router.method_not_allowed_fallback(wrong_method).layer(middleware::from_fn(etag::tag))
 }
 
-async fn models(_: Viewer, State(site): State<Arc<Site>>) -> Response {
-    Json(site.status.models.borrow().as_ref()).into_response()
+/// Lets through whoever has the role.
+async fn admit(role: Role, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let admitted = match role {
+        Role::Viewer => Viewer::from_request_parts(&mut parts, &()).await.map(drop),
+        Role::Engineer => Engineer::from_request_parts(&mut parts, &()).await.map(drop),
+        Role::Admin => Admin::from_request_parts(&mut parts, &()).await.map(drop),
+    };
+    match admitted {
+        Ok(()) => next.run(Request::from_parts(parts, body)).await,
+        Err(refused) => refused.into_response(),
+    }
 }
 
-async fn status(_: Viewer, State(site): State<Arc<Site>>) -> Response {
+async fn wrong_method(method: Method) -> ApiError {
+    let text = format!("{method} means nothing at this address");
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "wrong-method",
+        text,
+        "see /api/v1/openapi.json for what can be asked here",
+    )
+}
+
+async fn status(State(site): State<Arc<Site>>) -> Response {
     Json(site.status.status()).into_response()
 }

@@ -1,12 +1,16 @@
 //! File descriptors: as many as the system allows, and no more connections than there are descriptors for.
 //!
-//! Owns the division: so many for MQTT clients, [`HTTP_CONNECTIONS_MAX`] for HTTP, the rest for files. Never opens any.
+//! Owns the division: so many for MQTT clients, up to [`HTTP_CONNECTIONS_MAX`] for HTTP, the rest for files. Never opens any.
 
 use millwright_broker::Limits;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// HTTP connections at a time; more wait to be accepted.
-pub const HTTP_CONNECTIONS_MAX: usize = 32;
+/// HTTP connections at a time: 100 dashboards hold one each, and one more while they load. More take the places of
+/// silent ones, or wait to be accepted.
+pub const HTTP_CONNECTIONS_MAX: usize = 256;
+
+/// HTTP has this part of the descriptors where there are few.
+const HTTP_PART: usize = 4;
 
 /// For the databases and their readers, model files and their trial, listeners and the runtime.
 const RESERVE: usize = 64;
@@ -27,7 +31,8 @@ pub fn raise() {
 pub fn fit(limits: Limits) -> Limits {
     // `None` is no limit.
     let Some(files) = getrlimit(Resource::Nofile).current else { return limits };
-    let room = connections(usize::try_from(files).unwrap_or(usize::MAX));
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    let room = connections(files);
     if limits.connections_max <= room {
         return limits;
     }
@@ -36,14 +41,25 @@ pub fn fit(limits: Limits) -> Limits {
         "{room} clients at a time instead of {}: the limit of file descriptors allows no more; raise it (`ulimit -n`, \
          LimitNOFILE= in the systemd unit) to {}, or lower max_connections in [broker]",
         limits.connections_max,
-        limits.connections_max + HTTP_CONNECTIONS_MAX + RESERVE
+        limits.connections_max.saturating_add(HTTP_CONNECTIONS_MAX + RESERVE)
     );
     Limits { connections_max: room, ..limits }
 }
 
+/// HTTP connections that the descriptors are enough for.
+pub fn http_connections_max() -> usize {
+    let files =
+        getrlimit(Resource::Nofile).current.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    http_connections(files)
+}
+
+fn http_connections(files: usize) -> usize {
+    (files / HTTP_PART).clamp(1, HTTP_CONNECTIONS_MAX)
+}
+
 /// MQTT connections that so many descriptors are enough for.
 fn connections(files: usize) -> usize {
-    files.saturating_sub(HTTP_CONNECTIONS_MAX + RESERVE).max(1)
+    files.saturating_sub(http_connections(files) + RESERVE).max(1)
 }
 
 #[cfg(test)]
@@ -53,7 +69,8 @@ mod tests {
     // The reserve is kept for files; with hardly any descriptors one client is served all the same.
     #[test]
     fn a_reserve_is_kept() {
-        assert_eq!(connections(1_024), 928);
+        assert_eq!(connections(1_024), 704);
+        assert_eq!((connections(256), http_connections(256)), (128, 64));
         assert_eq!(connections(20), 1);
     }
 }

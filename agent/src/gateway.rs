@@ -15,8 +15,8 @@ use millwright_broker::log::{self, CursorError, Log, LogConfig, OpenError, WhenF
 use millwright_broker::message::{Message, QoS};
 use millwright_broker::topic::TopicName;
 use millwright_broker::{
-    AccessRules, Addresses, AllowAll, Authorize, BindError, Broker, BrokerConfig, Publisher, TlsListen, UserError,
-    Users, WebSocketListen,
+    AccessRules, Addresses, AllowAll, Authorize, BindError, Broker, BrokerConfig, Publisher, TlsListen, TlsState,
+    UserError, Users, WebSocketListen,
 };
 use millwright_models::runtime::LoadLimits;
 use tokio::sync::{Notify, mpsc, watch};
@@ -170,13 +170,14 @@ impl Gateway {
             models: models_view.1,
             condition: condition.1,
         });
-        let workshop = Workshop { config: Arc::new(config.clone()), models_dir: models_dir.clone(), limits: limits };
+        let workshop = Workshop { config: Arc::new(config.clone()), models_dir: models_dir.clone(), limits };
         let api = ApiParts {
             orders: orders.0,
             commands: runner.commands.clone(),
             workshop: Arc::new(workshop),
             views: runner.views.clone(),
             feed,
+            historian: Arc::clone(&historian),
             casebook: Casebook::new(Arc::clone(&state), runner.commands.clone()),
         };
         let dashboard =
@@ -214,7 +215,7 @@ impl Gateway {
             drops_oldest: matches!(config.log.when_full, config::WhenFull::DropOldest),
             data_dir: config.gateway.data_dir.clone(),
             publisher: publisher.clone(),
-            tls: Box::new(broker.tls_view()),
+            tls: Box::new(both(broker.tls_view(), dashboard.tls_view())),
             history: Arc::clone(&historian),
             view: condition.0,
         };
@@ -249,9 +250,10 @@ impl Gateway {
         self.broker.addresses()
     }
 
-    /// Reads the certificates of the TLS listeners again; what is wrong with them is told in the log.
+    /// Reads the certificates of all TLS listeners again; what is wrong with them is told in the log.
     pub fn reload_certificates(&self) {
         self.broker.reload_certificates();
+        self.dashboard.reload_certificates();
     }
 
     /// Where HTTP clients connect.
@@ -463,6 +465,20 @@ async fn beat(source: Arc<StatusSource>, publisher: Publisher, mut stop: watch::
             () = tokio::time::sleep(STATUS_BEAT) => {}
             _ = stop.wait_for(|stop| *stop) => return,
         }
+    }
+}
+
+/// How the certificates of two listeners stand together: the first that ends, and what was refused of either.
+fn both(
+    one: impl Fn() -> Option<TlsState> + Send + Sync,
+    other: impl Fn() -> Option<TlsState> + Send + Sync,
+) -> impl Fn() -> Option<TlsState> + Send + Sync {
+    move || match (one(), other()) {
+        (Some(one), Some(other)) => Some(TlsState {
+            not_after_s: one.not_after_s.min(other.not_after_s),
+            refused: one.refused.or(other.refused),
+        }),
+        (one, other) => one.or(other),
     }
 }
 

@@ -29,11 +29,11 @@ pub mod topic;
 mod transport;
 
 pub use auth::{
-    AccessPattern, AccessPatternError, AccessRule, AccessRules, AllowAll, Authorize, Identity, UserError, Users,
-    hash_password,
+    AccessPattern, AccessPatternError, AccessRule, AccessRules, AllowAll, Attempts, Authorize, Identity, Network,
+    Passwords, UserError, Users, Verdict, hash_password,
 };
 pub use limits::Limits;
 pub use server::{Addresses, BindError, Broker, BrokerConfig, Publisher, TlsListen, WebSocketListen};
 pub use stats::BrokerStats;
-pub use transport::tls::{ClientCertificates, TlsError, TlsFiles, TlsState};
+pub use transport::tls::{ClientCertificates, Tls, TlsError, TlsFiles, TlsState};
 pub use transport::websocket::WebSocketRules;

@@ -31,7 +31,7 @@ use crate::stats::{BrokerStats, Counters, count};
 use crate::sys;
 use crate::topic::TopicFilter;
 use crate::transport::Layers;
-use crate::transport::tls::{self, Tls, TlsError, TlsFiles, TlsState};
+use crate::transport::tls::{Tls, TlsError, TlsFiles, TlsState};
 use crate::transport::websocket::WebSocketRules;
 
 /// How long connections may take to end at shutdown.
@@ -232,7 +232,7 @@ impl Broker {
         let accepting = tokio::spawn(accept(Arc::clone(&hub), doors, stop.subscribe()));
         let keeper = tokio::spawn(keeper::run(Arc::clone(&hub), stop.subscribe()));
         let sys = tokio::spawn(sys::run(Arc::clone(&hub), config.sys_interval, stop.subscribe()));
-        let watching = tls.clone().map(|tls| tokio::spawn(tls::watch(tls, stop.subscribe())));
+        let watching = tls.clone().map(|tls| tokio::spawn(tls.watch(stop.subscribe())));
         Ok(Broker { hub, addresses, tls, stop, accepting, watching, keeper, sys })
     }
 
@@ -249,7 +249,7 @@ impl Broker {
     /// Reads the certificates again, now; connections that are open stay as they are. Without TLS there is nothing to do.
     pub fn reload_certificates(&self) {
         if let Some(tls) = &self.tls {
-            tls::tell(&tls.reload());
+            tls.renew();
         }
     }
 

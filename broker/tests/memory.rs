@@ -124,3 +124,48 @@ async fn slow_readers_share_a_budget() {
     gateway.until("all to be given back", |gateway| gateway.broker.stats().buffered_bytes < SHARE as u64).await;
     assert_eq!((gateway.broker.stats().held_back, gateway.broker.stats().lost), (0, 0));
 }
+
+// While memory is short, QoS 0 messages to subscribers that do not read are skipped and counted; one that reads gets them all,
+// and the log's messages are not among those that are skipped.
+#[tokio::test(flavor = "multi_thread")]
+async fn live_messages_are_skipped_while_memory_is_short() {
+    const READERS: usize = 20;
+    const BYTES: usize = 50_000;
+    const LIVE: u32 = 50;
+    let gateway = Gateway::with(with_budget).await;
+    let mut readers = Vec::new();
+    for n in 0..READERS {
+        let mut reader = Client::connect(gateway.addr(), Version::V311, &format!("r{n}")).await;
+        reader.subscribe("logged", QoS::AtLeastOnce).await;
+        reader.subscribe("live", QoS::AtMostOnce).await;
+        readers.push(reader);
+    }
+    let mut publisher = Client::connect(gateway.addr(), Version::V311, "p").await;
+    let mut logged = 0_u32;
+    while gateway.broker.stats().held_back == 0 {
+        assert!(logged < 1_000, "nobody is held back");
+        let mut payload = logged.to_be_bytes().to_vec();
+        payload.resize(BYTES, 0);
+        publisher.publish("logged", QoS::AtLeastOnce, &payload).await;
+        logged += 1;
+    }
+    assert_eq!(gateway.broker.stats().skipped, 0, "nothing was published at QoS 0");
+    let mut attentive = Client::connect(gateway.addr(), Version::V311, "attentive").await;
+    attentive.subscribe("live", QoS::AtMostOnce).await;
+    for expected in 0..LIVE {
+        publisher.publish("live", QoS::AtMostOnce, &expected.to_be_bytes()).await;
+        assert_eq!(attentive.message().await.payload[..], expected.to_be_bytes());
+    }
+    gateway.until("live messages to be skipped", |gateway| gateway.broker.stats().skipped > 0).await;
+    for mut reader in readers {
+        let mut next = 0;
+        while next < logged {
+            let message = reader.message().await;
+            if message.topic.is_some_and(|topic| topic.as_str() == "logged") {
+                assert_eq!(message.payload[..4], next.to_be_bytes());
+                next += 1;
+            }
+        }
+    }
+    assert_eq!(gateway.broker.stats().lost, 0);
+}

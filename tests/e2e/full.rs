@@ -174,6 +174,7 @@ fn a_full_file_system_is_told_before_and_during_and_recovers() {
     check_in_log(&gateway.data_dir(), stalled);
     std::fs::remove_file(ballast).unwrap();
     goes_on(&gateway, &publisher, stalled, broken);
+    wait_for("the full disk to be over", || (!is_up(&gateway, "disk-full")).then_some(())).unwrap();
     drop(publisher);
     let _ = gateway.is_running();
     check_in_log(&gateway.data_dir(), stalled + 100);

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use millwright_broker::TlsError;
 use serde::Serialize;
 
 use crate::config::{Config, ConfigError, Format, Loaded, Mistake};
@@ -38,9 +39,9 @@ pub(super) fn run(path: &Path, json: bool) -> ExitCode {
 fn check(path: &Path, json: bool, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
     let file = path.display().to_string();
     let (mistakes, warnings, error, summary) = match Config::load(path) {
-        Ok(Loaded { config, warnings }) => match config.broker.tls.as_ref().map(|tls| tls.files.check()) {
-            Some(Err(error)) => (Vec::new(), warnings, Some(error.to_string()), None),
-            _ => (Vec::new(), warnings, None, Some(summary(&file, &config))),
+        Ok(Loaded { config, warnings }) => match check_certificates(&config) {
+            Err(error) => (Vec::new(), warnings, Some(error.to_string()), None),
+            Ok(()) => (Vec::new(), warnings, None, Some(summary(&file, &config))),
         },
         Err(ConfigError::Mistakes(found)) => (found.mistakes, found.warnings, None, None),
         Err(error) => (Vec::new(), Vec::new(), Some(error.to_string()), None),
@@ -63,6 +64,12 @@ fn check(path: &Path, json: bool, out: &mut dyn Write, err: &mut dyn Write) -> i
         writeln!(out, "{summary}")?;
     }
     Ok(status)
+}
+
+/// Whether the files of all TLS listeners could serve now.
+fn check_certificates(config: &Config) -> Result<(), TlsError> {
+    let mqtt = config.broker.tls.as_ref().map(|tls| &tls.files);
+    mqtt.into_iter().chain(&config.http.tls).try_for_each(|files| files.check().map(|_| ()))
 }
 
 /// What the configuration amounts to, in one line.

@@ -200,7 +200,7 @@ fn optional_address(s: &mut Section<'_, '_>, key: &'static str, listeners: &mut 
     Some(address)
 }
 
-fn path(s: &mut Section<'_, '_>, key: &'static str) -> Option<PathBuf> {
+pub(super) fn path(s: &mut Section<'_, '_>, key: &'static str) -> Option<PathBuf> {
     let parse = |text: &str| if text.is_empty() { Err("is empty") } else { Ok(PathBuf::from(text)) };
     s.optional(key, "path", "write the path of a PEM file", parse)
 }
@@ -302,7 +302,7 @@ fn users(s: &mut Section<'_, '_>) -> Vec<UserEntry> {
     users
 }
 
-fn user_name(name: &str) -> Result<String, String> {
+pub(super) fn user_name(name: &str) -> Result<String, String> {
     if name.is_empty() {
         return Err("is empty".to_owned());
     }
@@ -316,7 +316,7 @@ fn user_name(name: &str) -> Result<String, String> {
 }
 
 /// The form of a PHC string with Argon2; whether the hash fits a password only a login shows.
-fn password_hash(text: &str) -> Result<PasswordHash, &'static str> {
+pub(super) fn password_hash(text: &str) -> Result<PasswordHash, &'static str> {
     // An error never repeats the text: somebody may have written the password itself.
     let wrong = Err("is not a password hash in PHC form ($argon2id$v=19$m=…,t=…,p=…$salt$hash)");
     let mut fields = text.split('$');

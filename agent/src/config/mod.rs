@@ -6,6 +6,7 @@
 //! most [`CONFIG_BYTES_MAX`] bytes.
 
 mod broker;
+mod http;
 mod mistake;
 mod reader;
 mod sections;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use millwright_broker::{AccessRule, ClientCertificates, Limits, TlsFiles, WebSocketRules};
 use millwright_models::signature::PublicKey;
 
+pub use http::{HTTP_USERS_MAX, HttpSection, HttpUser, Role};
 pub use mistake::{ConfigError, Mistake, Mistakes};
 pub use reader::KeyInfo;
 pub use source::{CsvColumn, CsvFormat, Format, JsonFormat, NumberFormat, SourceConfig, TimeUnit};
@@ -116,12 +118,10 @@ pub struct TlsSection {
     pub files: TlsFiles,
 }
 
-impl TlsSection {
-    fn be_relative_to(&mut self, folder: &Path) {
-        let TlsFiles { certificate, key, client_ca, client_crl, .. } = &mut self.files;
-        for file in [Some(certificate), Some(key), client_ca.as_mut(), client_crl.as_mut()].into_iter().flatten() {
-            *file = folder.join(&file);
-        }
+fn be_relative_to(files: &mut TlsFiles, folder: &Path) {
+    let TlsFiles { certificate, key, client_ca, client_crl, .. } = files;
+    for file in [Some(certificate), Some(key), client_ca.as_mut(), client_crl.as_mut()].into_iter().flatten() {
+        *file = folder.join(&file);
     }
 }
 
@@ -197,15 +197,6 @@ pub enum WhenFull {
     Refuse,
     /// Drop the oldest messages and count them.
     DropOldest,
-}
-
-/// Health and status over HTTP.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HttpSection {
-    /// Where HTTP clients connect.
-    pub listen: SocketAddr,
-    /// Lets the network read the status.
-    pub allow_network: bool,
 }
 
 /// From readings to health.
@@ -314,8 +305,9 @@ impl Config {
             Some(mut gateway) if mistakes.is_empty() => {
                 gateway.data_dir = folder.join(gateway.data_dir);
                 let mut config = draft.complete(gateway);
-                if let Some(tls) = &mut config.broker.tls {
-                    tls.be_relative_to(folder);
+                let http = config.http.tls.as_mut();
+                for files in config.broker.tls.as_mut().map(|tls| &mut tls.files).into_iter().chain(http) {
+                    be_relative_to(files, folder);
                 }
                 Ok(Loaded { config, warnings })
             }

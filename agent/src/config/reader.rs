@@ -278,6 +278,14 @@ impl<'r, 'd> Section<'r, 'd> {
         }
     }
 
+    /// A key that had a meaning once: who writes it is told what became of it.
+    pub(super) fn retired(&mut self, key: &'static str, what: &str, remedy: &str) {
+        if self.has(key) {
+            self.asked.push(key);
+            self.mistake(key, what, remedy);
+        }
+    }
+
     /// One of several words; `None` only if `default` is and the key is absent or wrong.
     pub(super) fn choice<T>(
         &mut self,

@@ -11,7 +11,7 @@ use millwright_models::signature::PublicKey;
 use super::reader::{Document, KeyInfo, Section, Spot};
 use super::{
     AlarmSection, BrokerSection, CommissioningSection, Config, GatewaySection, HistorySection, HttpSection, LogSection,
-    ModelsSection, PipelineSection, SOURCES_MAX, SourceConfig, WhenFull, broker, source,
+    ModelsSection, PipelineSection, SOURCES_MAX, SourceConfig, WhenFull, broker, http, source,
 };
 use crate::clock::SECOND_US;
 use crate::ids::{GatewayId, shorten};
@@ -52,7 +52,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> Draft {
     let (broker, broker_listen) = root.read("broker", "[broker]", broker::read);
     let (log, quota) = root.read("log", "[log]", log);
     let history = root.read("history", "[history]", history);
-    let (http, http_listen) = root.read("http", "[http]", http);
+    let (http, http_listen) = root.read("http", "[http]", http::read);
     let pipeline = root.read("pipeline", "[pipeline]", pipeline);
     let commissioning = root.read("commissioning", "[commissioning]", commissioning);
     let alarm = root.read("alarm", "[alarm]", alarm);
@@ -131,17 +131,6 @@ fn history(s: &mut Section<'_, '_>) -> HistorySection {
     }
     let days = s.integer("days", 90_u32, 1..=3_650);
     HistorySection { quota_bytes: quota_mb.saturating_mul(MIB), days }
-}
-
-fn http(s: &mut Section<'_, '_>) -> (HttpSection, Listen) {
-    let listen = s.address("listen", SocketAddr::from(([127, 0, 0, 1], 8080)));
-    let allow_network = s.boolean("allow_network", false);
-    if !listen.ip().is_loopback() && !allow_network {
-        let what = format!("{listen} can be reached from the network, and the status asks for no password");
-        s.mistake("listen", what, "listen on 127.0.0.1, or write allow_network = true to show it to everybody");
-    }
-    let listen_at = Listen { address: listen, spot: s.spot("listen"), given: s.has("listen") };
-    (HttpSection { listen, allow_network }, listen_at)
 }
 
 fn pipeline(s: &mut Section<'_, '_>) -> PipelineSection {
@@ -230,7 +219,7 @@ const TRUSTED_KEYS_MAX: usize = 16;
 
 /// Every key, found by reading a document that has one of each list and nothing else.
 pub(super) fn keys() -> Vec<KeyInfo> {
-    let text = "[[broker.user]]\n[[broker.access]]\n[[source]]\n";
+    let text = "[[broker.user]]\n[[broker.access]]\n[[http.user]]\n[[source]]\n";
     let (table, _) = toml::de::DeTable::parse_recoverable(text);
     let mut document = Document::new(text);
     read(&mut Section::root(&mut document, table.get_ref()));

@@ -262,12 +262,75 @@ fn the_network_is_not_let_in_by_accident() {
         &["f:4:30: [broker] allow_anonymous_on_network: has no effect: there are users, so every client must log in; \
            remove it"],
     );
+}
+
+// HTTP on the network takes a user, and TLS or the plain word that a proxy speaks it.
+#[test]
+fn nobody_comes_in_by_http_without_signing_in() {
+    let user = format!("[[http.user]]\nname = \"ada\"\npassword_hash = \"{HASH}\"\nrole = \"viewer\"\n");
+    let tls = "[http.tls]\ncertificate = \"a.crt\"\nkey = \"a.key\"\n";
+    let open = "4:10: [http] listen: [::]:80 can be reached from the network, and nobody has to sign in; add a \
+                [[http.user]] (`millwright passwd` makes the password_hash), or listen on 127.0.0.1";
+    let plain = "4:10: [http] listen: passwords would cross the network as they are, on [::]:80; name a certificate in \
+                 [http.tls] (`millwright cert` makes one), or write allow_plain = true if nobody comes here but a proxy \
+                 that speaks TLS";
+    let listen = "[http]\nlisten = \"[::]:80\"\n";
+    check(listen, &[open, plain]);
+    check(&format!("{listen}{user}"), &[plain]);
+    check(&format!("{listen}{tls}"), &[open]);
+    check(&format!("{listen}{tls}{user}"), &[]);
+    warns(&format!("{listen}allow_plain = true\n{user}"), &[]);
     check(
-        "[http]\nlisten = \"[::]:80\"\n",
-        &["4:10: [http] listen: [::]:80 can be reached from the network, and the status asks for no password; listen \
-           on 127.0.0.1, or write allow_network = true to show it to everybody"],
+        &format!("{listen}allow_network = true\n{tls}{user}"),
+        &[
+            "5:17: [http] allow_network: nobody may come in from the network without signing in any more; remove it; add \
+           a [[http.user]] and [http.tls], as docs/SECURITY.md shows",
+        ],
     );
-    check("[http]\nlisten = \"[::]:80\"\nallow_network = true\n", &[]);
+    warns(
+        "[http]\nallow_plain = true\n",
+        &["f:4:15: [http] allow_plain: has no effect: only this machine reaches the listener; remove it"],
+    );
+    check(
+        "[http]\nhosts = [\"gw-1.plant.local\"]\n",
+        &["4:9: [http] hosts: a proxy would let everybody in by these names: nobody has to sign in; add a \
+           [[http.user]], or remove the names"],
+    );
+    let wrong = |host: &str| format!("[http]\nhosts = [\"{host}\"]\n{user}");
+    check(&wrong("GW-1.plant.local"), &[]);
+    for (host, what) in
+        [("10.0.0.7", "is an address"), ("gw:8080", "is no name of a host"), ("", "is no name of a host")]
+    {
+        let told = format!(
+            "4:9: [http] hosts: \"{host}\" {what}; write the name alone, as in \"gw-1.plant.local\"; addresses need no \
+             entry"
+        );
+        check(&wrong(host), &[&told]);
+    }
+}
+
+// A user of HTTP has a name, a hash and a role; nobody is there twice, and nobody is called what everybody is.
+#[test]
+fn http_users_are_checked() {
+    let user =
+        |name: &str| format!("[[http.user]]\nname = \"{name}\"\npassword_hash = \"{HASH}\"\nrole = \"engineer\"\n");
+    check(&(user("ada") + &user("bob")), &[]);
+    check(
+        &(user("ada") + &user("ada")),
+        &["8:8: [[http.user]] name: \"ada\" is already the name of the [[http.user]] number 1; remove one of the two"],
+    );
+    check(&user("a:b"), &["4:8: [[http.user]] name: \"a:b\" contains a colon; write the name to sign in with"]);
+    check(
+        &user("local"),
+        &[
+            "4:8: [[http.user]] name: \"local\" is what everybody is called where nobody signs in; write the name to sign \
+           in with",
+        ],
+    );
+    check(
+        &user("ada").replace("engineer", "boss"),
+        &["6:8: [[http.user]] role: \"boss\" is not known; choose one of viewer, engineer, admin"],
+    );
 }
 
 // Origins that no browser sends are told: they would let nobody in.

@@ -50,6 +50,18 @@ impl ApiError {
         ApiError::new(StatusCode::FORBIDDEN, "not-allowed", message, remedy)
     }
 
+    /// 405: what is there does not take this method; `Allow` says which it takes.
+    pub(crate) fn wrong_method() -> ApiError {
+        let remedy = "use a method that the header Allow names";
+        ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "wrong-method", "this address does not take the method", remedy)
+    }
+
+    /// 413: the request's body is longer than is taken.
+    pub(crate) fn too_large(bytes_max: usize) -> ApiError {
+        let message = format!("the request's body has more than {bytes_max} bytes");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message, "send less")
+    }
+
     /// 404: there is no such thing; `what` names it.
     pub(crate) fn not_found(what: impl std::fmt::Display) -> ApiError {
         let message = format!("there is no {what}");

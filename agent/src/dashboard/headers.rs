@@ -2,10 +2,17 @@
 //!
 //! Owns the headers that hold whatever a route answers. A route's own `Cache-Control` is kept.
 
-use axum::extract::Request;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
+
+use super::Site;
+
+/// A year: who came over TLS once does not come without it.
+const STRICT_TRANSPORT_SECURITY: &str = "max-age=31536000";
 
 /// Nothing comes from anywhere else, nothing is written into a page, and no page holds this one.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
@@ -24,11 +31,15 @@ const ALWAYS: [(HeaderName, &str); 6] = [
 ];
 
 /// The layer that adds them.
-pub(super) async fn layer(request: Request, next: Next) -> Response {
+pub(super) async fn layer(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     for (name, value) in ALWAYS {
         headers.insert(name, HeaderValue::from_static(value));
+    }
+    if site.auth.is_tls() {
+        let policy = HeaderValue::from_static(STRICT_TRANSPORT_SECURITY);
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, policy);
     }
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response

@@ -5,11 +5,15 @@
 //! slow that the ring has gone past it gets the event `reset` and goes on with the newest: its client asks for everything again. So a
 //! slow client costs what a fast one does, and nobody waits for it. While nobody listens the hub makes nothing.
 //!
+//! Rows of the at most [`ASSETS_MAX`] assets that a stream asks for come straight from the pipeline's feed, which makes them only while
+//! somebody looks.
+//!
 //! Events: `plant` (what changed since the last), `alert`, `models`, `rows` (of the assets that were asked for), `reset`. A comment every
 //! [`HEARTBEAT`] shows both ends that the other is there.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,17 +22,23 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use futures_util::stream;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Site;
+use super::api::ask::Query;
 use super::api::plant::{AssetSummary, Counts, GatewayStrip, Plant};
+use super::auth::Stay;
 use super::error::ApiError;
+use crate::ids::AssetId;
+use crate::pipeline::live::{LiveBatch, LiveFeed, Watching};
 
 /// Streams at a time: the connections that HTTP may have, but for those of requests.
 pub(crate) const STREAMS_MAX: usize = 200;
+/// Assets whose rows one stream may ask for.
+const ASSETS_MAX: usize = 4;
 /// Events that are kept for streams that are behind: a plant of 200 assets changes once a second, so four minutes, or 256 alerts at once.
 const EVENTS_MAX: usize = 256;
 /// How often the plant is looked at.
@@ -47,6 +57,7 @@ const RESET: &[u8] = b"event: reset\ndata: {}\n\n";
 
 /// The hub as the routes see it.
 pub(crate) struct Live {
+    feed: Arc<LiveFeed>,
     events: broadcast::Sender<Bytes>,
     places: Arc<Semaphore>,
     stop: watch::Receiver<bool>,
@@ -54,29 +65,35 @@ pub(crate) struct Live {
 
 impl Live {
     /// A hub that nobody listens to yet; its streams end at `stop`.
-    pub(crate) fn new(stop: watch::Receiver<bool>) -> Live {
+    pub(crate) fn new(feed: Arc<LiveFeed>, stop: watch::Receiver<bool>) -> Live {
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        Live { events, places: Arc::new(Semaphore::new(STREAMS_MAX)), stop }
+        Live { feed, events, places: Arc::new(Semaphore::new(STREAMS_MAX)), stop }
     }
 
-    /// A stream of all that happens from now on; one that `resumes` is told to ask for everything again first.
+    /// A stream of all that happens from now on, with the rows of some assets; one that `resumes` is told to ask for everything again
+    /// first.
     ///
     /// # Errors
-    /// 503 when there are too many.
-    pub(crate) fn stream(&self, resumes: bool) -> Result<Response, ApiError> {
+    /// 503 when there are too many, or too many assets are watched.
+    fn stream(&self, assets: Vec<AssetId>, stay: Stay, resumes: bool) -> Result<Response, ApiError> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            ApiError::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too-many-streams",
-                format!("{STREAMS_MAX} live views are open, and no more are served"),
-                "close some, or read /api/v1/plant now and then",
-            )
-            .retry_after_s(RENEW.as_secs())
+            too_many("too-many-streams", format!("{STREAMS_MAX} live views are open, and no more are served"))
         })?;
+        let rows = match assets.is_empty() {
+            true => None,
+            false => {
+                let batches = self.feed.rows();
+                let watching = self.feed.watch(assets.clone());
+                let watching = watching.map_err(|error| too_many("too-many-assets", error.to_string()))?;
+                Some(Rows { assets, batches, _watching: watching })
+            }
+        };
         let hello = if resumes { [HELLO, RESET].concat() } else { HELLO.to_vec() };
         let reader = Reader {
             hello: Some(Bytes::from(hello)),
             events: self.events.subscribe(),
+            rows,
+            stay: Box::pin(stay.over()),
             stop: self.stop.clone(),
             _place: place,
         };
@@ -95,12 +112,27 @@ impl Live {
     }
 }
 
+fn too_many(code: &'static str, text: String) -> ApiError {
+    let remedy = "close some, or read /api/v1/plant now and then";
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, text, remedy).retry_after_s(RENEW.as_secs())
+}
+
 /// One stream.
 struct Reader {
     hello: Option<Bytes>,
     events: broadcast::Receiver<Bytes>,
+    rows: Option<Rows>,
+    /// Ends with the session of who listens.
+    stay: Pin<Box<dyn Future<Output = ()> + Send>>,
     stop: watch::Receiver<bool>,
     _place: OwnedSemaphorePermit,
+}
+
+/// The rows of the assets that a stream asked for.
+struct Rows {
+    assets: Vec<AssetId>,
+    batches: broadcast::Receiver<Arc<LiveBatch>>,
+    _watching: Watching,
 }
 
 impl Reader {
@@ -108,23 +140,62 @@ impl Reader {
         if let Some(hello) = self.hello.take() {
             return Some(hello);
         }
-        tokio::select! {
-            _ = self.stop.wait_for(|stop| *stop) => None,
-            event = self.events.recv() => match event {
-                Ok(event) => Some(event),
-                Err(RecvError::Lagged(_)) => {
-                    self.events = self.events.resubscribe();
-                    Some(Bytes::from_static(RESET))
+        let next = tokio::select! {
+            _ = self.stop.wait_for(|stop| *stop) => return None,
+            () = &mut self.stay => return None,
+            event = self.events.recv() => event,
+            rows = next_rows(self.rows.as_mut()) => rows,
+        };
+        match next {
+            Ok(event) => Some(event),
+            Err(RecvError::Lagged(_)) => {
+                self.events = self.events.resubscribe();
+                if let Some(rows) = &mut self.rows {
+                    rows.batches = rows.batches.resubscribe();
                 }
-                Err(RecvError::Closed) => None,
+                Some(Bytes::from_static(RESET))
             }
+            Err(RecvError::Closed) => None,
         }
     }
 }
 
+/// The next rows of the assets that were asked for; never, if none were.
+async fn next_rows(rows: Option<&mut Rows>) -> Result<Bytes, RecvError> {
+    let Some(rows) = rows else { return std::future::pending().await };
+    loop {
+        let batch = rows.batches.recv().await?;
+        if rows.assets.contains(&batch.asset) {
+            return Ok(Bytes::from(format!("event: rows\ndata: {}\n\n", batch.json())));
+        }
+    }
+}
+
+/// Whose rows are wanted.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LiveQuery {
+    #[serde(default)]
+    assets: Option<String>,
+}
+
 /// `GET /live`.
-pub(super) async fn listen(State(site): State<Arc<Site>>, headers: HeaderMap) -> Result<Response, ApiError> {
-    site.api.live.stream(headers.contains_key("last-event-id"))
+pub(super) async fn listen(
+    State(site): State<Arc<Site>>,
+    stay: Stay,
+    Query(asked): Query<LiveQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let wrong = |message: String| {
+        ApiError::new(StatusCode::BAD_REQUEST, "bad-query", message, "name at most 4 assets, separated by commas")
+    };
+    let names = asked.assets.as_deref().unwrap_or_default().split(',').filter(|name| !name.is_empty());
+    let assets: Result<Vec<AssetId>, _> = names.take(ASSETS_MAX + 1).map(AssetId::parse).collect();
+    let assets = assets.map_err(|error| wrong(error.to_string()))?;
+    if assets.len() > ASSETS_MAX {
+        return Err(wrong(format!("more than {ASSETS_MAX} assets are asked for")));
+    }
+    site.api.live.stream(assets, stay, headers.contains_key("last-event-id"))
 }
 
 /// What is told of the plant.
@@ -137,28 +208,38 @@ struct PlantEvent<'a> {
 
 /// The hub's task: looks, tells what changed, until the stop. Jobs end with it.
 pub(super) async fn run(site: Arc<Site>, mut stop: watch::Receiver<bool>) {
-    let mut hub =
-        Hub { site: Arc::clone(&site), id: 0, told: HashMap::new(), renewed: None, beat: Instant::now(), models: None };
+    let mut hub = Hub::new(Arc::clone(&site));
     let mut models = site.status.models.clone();
+    let mut news = site.api.feed.news();
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut stopped = pin!(async move {
+        // An error means that the owner is gone, which is a reason to stop too.
+        let _ = stop.wait_for(|stop| *stop).await;
+    });
     loop {
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => break,
-            _ = tick.tick() => {}
+            () = &mut stopped => break,
+            told = news.recv() => match told {
+                Ok(told) => hub.tell_alert(told.number).await,
+                Err(RecvError::Lagged(_)) => site.api.live.send(Bytes::from_static(RESET)),
+                // The feed is the site's own.
+                Err(RecvError::Closed) => break,
+            },
+            _ = tick.tick() => {
+                if hub.is_alone() {
+                    // Who comes asks for everything first.
+                    hub.forget();
+                    continue;
+                }
+                hub.look();
+                if models.has_changed().unwrap_or(false) {
+                    models.mark_unchanged();
+                    hub.tell_models();
+                }
+                hub.beat();
+            }
         }
-        if site.api.live.events.receiver_count() == 0 {
-            // Who comes asks for everything first.
-            hub.told.clear();
-            hub.renewed = None;
-            continue;
-        }
-        hub.look();
-        if models.has_changed().unwrap_or(false) {
-            models.mark_unchanged();
-            hub.tell_models();
-        }
-        hub.beat();
     }
     site.api.jobs.cancel();
 }
@@ -179,6 +260,35 @@ struct Hub {
 struct Seen(String);
 
 impl Hub {
+    fn new(site: Arc<Site>) -> Hub {
+        Hub { site, id: 0, told: HashMap::new(), renewed: None, beat: Instant::now(), models: None }
+    }
+
+    /// Whether nobody listens.
+    fn is_alone(&self) -> bool {
+        self.site.api.live.events.receiver_count() == 0
+    }
+
+    fn forget(&mut self) {
+        self.told.clear();
+        self.renewed = None;
+    }
+
+    /// Something happened to an alert: it is told as the casebook has it now.
+    async fn tell_alert(&mut self, number: u64) {
+        if self.is_alone() {
+            return;
+        }
+        let casebook = self.site.api.casebook.clone();
+        let alert = self.site.api.desk.read(move || casebook.alert(number)).await;
+        let bytes = match alert {
+            Ok(Ok(Some(alert))) => self.event("alert", &alert),
+            // It cannot be read now: who listens asks again.
+            _ => Some(Bytes::from_static(RESET)),
+        };
+        self.send(bytes);
+    }
+
     fn look(&mut self) {
         let plant = Plant::now(&self.site);
         let renew = self.renewed.is_none_or(|renewed| renewed.elapsed() >= RENEW);

@@ -5,31 +5,40 @@
 
 pub mod api;
 mod auth;
+mod body;
 mod error;
 mod headers;
 mod listener;
 mod live;
 mod pages;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Router, middleware};
+use millwright_broker::{Tls, TlsError, TlsState, UserError};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::api::{Api, ApiParts};
 use self::auth::{Auth, Viewer};
+use self::body::BODY_BYTES_MAX;
 use self::error::ApiError;
-use self::listener::Bounded;
+use self::listener::Door;
 use crate::config::HttpSection;
+use crate::descriptors;
 use crate::metrics;
 use crate::status::StatusSource;
+
+/// How long the listener may take to end; it gives its connections half of that.
+const STOP_MAX: Duration = Duration::from_secs(1);
 
 /// What HTTP is served from.
 pub struct DashboardParts {
@@ -53,55 +62,71 @@ fn router(site: Arc<Site>) -> Router {
     Router::new()
         .route("/healthz", get(healthz))
         .route("/metrics", get(figures))
-        .nest("/api/v1", api::routes())
+        .nest("/api/v1", api::routes().merge(auth::sign_in::routes()))
         .merge(pages::routes())
         .fallback(async || ApiError::not_found("page at this address"))
+        .method_not_allowed_fallback(async || ApiError::wrong_method())
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(Arc::clone(&site), auth::layer))
-        .layer(middleware::from_fn(headers::layer))
+        .layer(middleware::from_fn_with_state(Arc::clone(&site), headers::layer))
         .with_state(site)
 }
 
 /// The running HTTP server.
 pub struct Dashboard {
     addr: SocketAddr,
+    tls: Option<Arc<Tls>>,
     stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
-    hub: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 /// Why HTTP cannot be served.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen for HTTP on {addr}: {error}; set another `listen` in [http], or stop what uses the port")]
-pub struct HttpError {
-    addr: SocketAddr,
-    error: std::io::Error,
+pub enum HttpError {
+    /// The address cannot be had.
+    #[error("cannot listen for HTTP on {addr}: {error}; set another `listen` in [http], or stop what uses the port")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A user of `[[http.user]]`.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// The files of `[http.tls]`.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Nothing secret can be made.
+    #[error("the system has no random numbers: {0}")]
+    Random(#[from] getrandom::Error),
 }
 
 impl Dashboard {
     /// Listens and serves until [`Dashboard::stop`].
     ///
     /// # Errors
-    /// The address cannot be had.
+    /// The address cannot be had, or what `[http]` names cannot be used.
     pub async fn start(parts: DashboardParts) -> Result<Dashboard, HttpError> {
-        let addr = parts.http.listen;
-        let failed = |error| HttpError { addr, error };
-        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let DashboardParts { http, status, api } = parts;
+        let auth = Auth::new(&http)?;
+        let tls = http.tls.map(|files| Tls::load(files).map(Arc::new)).transpose()?;
+        let failed = |error| HttpError::Listen { addr: http.listen, error };
+        let listener = TcpListener::bind(http.listen).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
-        let (stop, mut stopped) = watch::channel(false);
-        let api = Api::new(parts.api, stopped.clone());
-        let site = Arc::new(Site { status: parts.status, auth: Auth::open(), api });
-        let hub = tokio::spawn(live::run(Arc::clone(&site), stopped.clone()));
-        let routes = router(site);
-        let task = tokio::spawn(async move {
-            let until = async move {
-                // An error means that the owner is gone, which is a reason to stop too.
-                let _ = stopped.wait_for(|stop| *stop).await;
-            };
-            if let Err(error) = axum::serve(Bounded::new(listener), routes).with_graceful_shutdown(until).await {
-                tracing::error!(%error, "HTTP is no longer served");
-            }
-        });
-        Ok(Dashboard { addr, stop, task, hub })
+        let (stop, stopped) = watch::channel(false);
+        let site = Arc::new(Site { status, auth, api: Api::new(api, stopped.clone()) });
+        let door = Door {
+            listener,
+            tls: tls.clone(),
+            routes: router(Arc::clone(&site)),
+            connections_max: descriptors::http_connections_max(),
+            per_network_max: http.connections_per_network_max,
+        };
+        let hub = tokio::spawn(live::run(site, stopped.clone()));
+        let mut tasks = vec![tokio::spawn(listener::run(door, stopped.clone())), hub];
+        tasks.extend(tls.clone().map(|tls| tokio::spawn(tls.watch(stopped))));
+        Ok(Dashboard { addr, tls, stop, tasks })
     }
 
     /// Where it listens.
@@ -109,14 +134,26 @@ impl Dashboard {
         self.addr
     }
 
-    /// Stops listening. A client that holds its connection open does not hold the gateway up.
-    pub async fn stop(mut self) {
-        self.stop.send_replace(true);
-        if tokio::time::timeout(std::time::Duration::from_secs(1), &mut self.task).await.is_err() {
-            self.task.abort();
+    /// Reads the certificate again, now; connections that are open stay as they are. Without TLS there is nothing to do.
+    pub fn reload_certificates(&self) {
+        if let Some(tls) = &self.tls {
+            tls.renew();
         }
-        if let Err(error) = self.hub.await {
-            tracing::error!(%error, "the hub of live views ended badly");
+    }
+
+    /// Tells how TLS stands whenever it is asked.
+    pub fn tls_view(&self) -> impl Fn() -> Option<TlsState> + Send + Sync + 'static {
+        let tls = self.tls.clone();
+        move || tls.as_ref().map(|tls| tls.state())
+    }
+
+    /// Stops listening. A client that holds its connection open does not hold the gateway up.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        for mut task in self.tasks {
+            if tokio::time::timeout(STOP_MAX, &mut task).await.is_err() {
+                task.abort();
+            }
         }
     }
 }

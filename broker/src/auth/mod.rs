@@ -4,6 +4,7 @@
 //! sees a socket: the handshake has verified a certificate before its name comes here.
 
 mod access;
+mod attempts;
 mod password;
 
 use std::borrow::Cow;
@@ -13,8 +14,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use crate::topic::{TopicFilter, TopicName};
 
 pub use access::{AccessPattern, AccessPatternError, AccessRule, AccessRules};
+pub use attempts::Attempts;
 pub(crate) use password::{Authenticator, Credentials, Login};
-pub use password::{UserError, Users, hash_password};
+pub use password::{Passwords, UserError, Users, Verdict, hash_password};
 
 /// Who a client is, once it was accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -72,7 +74,14 @@ impl Authorize for AllowAll {
 /// Where a client comes from, as far as one client can choose its address: an IPv4 address, or the /64 that IPv6 gives to a
 /// single host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Network(IpAddr);
+pub struct Network(IpAddr);
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = if self.0.is_ipv6() { "/64" } else { "" };
+        write!(f, "{}{prefix}", self.0)
+    }
+}
 
 impl From<IpAddr> for Network {
     fn from(address: IpAddr) -> Network {

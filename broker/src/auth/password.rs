@@ -1,20 +1,20 @@
 //! Who may connect: user names, passwords, certificates.
 //!
 //! Owns the users with their password hashes and the rate at which passwords may be tried. Never stores a password.
-//! Verification is slow on purpose (argon2id), so it runs on blocking threads, two at a time.
+//! Verification is slow on purpose (argon2id), so it runs on blocking threads, few at a time.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Argon2, PasswordHasher, PasswordVerifier};
 use tokio::sync::Semaphore;
 
+use super::attempts::Attempts;
 use super::{CERTIFICATE_MARK, Network};
 
-/// Passwords verified at a time: each takes 19 MiB and some 20 ms of one core.
+/// Passwords of MQTT clients verified at a time.
 const VERIFICATIONS_MAX: usize = 2;
 
 /// Wrong passwords that one network may send in a row before it has to wait.
@@ -136,62 +136,102 @@ impl Credentials<'_> {
     }
 }
 
-/// Verifies logins.
-pub(crate) struct Authenticator {
-    users: Option<Arc<Users>>,
-    allow_anonymous: bool,
+/// Users whose passwords can be verified, few at a time and not as often as somebody likes.
+pub struct Passwords {
+    users: Users,
     /// Verified in place of the hash of a user that does not exist, so that it takes as long.
     nobody: Option<PasswordHash>,
     running: Semaphore,
-    failures: Mutex<HashMap<Network, Failures>>,
+    failures: Attempts<Network>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Failures {
-    count: f64,
-    at: Instant,
+/// What became of a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is that user's.
+    Right,
+    /// It is not, or there is no such user.
+    Wrong,
+    /// Too many wrong ones came from this network; it was not looked at.
+    TooMany {
+        /// When the next one will be.
+        wait: Duration,
+    },
 }
 
-impl Failures {
-    fn now(self, now: Instant) -> f64 {
-        let forgiven = now.saturating_duration_since(self.at).as_secs_f64() * FAILURES_FORGIVEN_PER_S;
-        (self.count - forgiven).max(0.0)
-    }
-}
-
-impl fmt::Debug for Authenticator {
+impl fmt::Debug for Passwords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authenticator").field("users", &self.users).finish_non_exhaustive()
+        f.debug_struct("Passwords").field("users", &self.users).finish_non_exhaustive()
     }
+}
+
+impl Passwords {
+    /// Verifies `at_a_time` of them: each takes 19 MiB and some 20 ms of one core.
+    pub fn new(users: Users, at_a_time: usize) -> Passwords {
+        Passwords {
+            // Any hash with the usual parameters will do: nobody knows its password.
+            nobody: users.hashes.values().next().cloned(),
+            users,
+            running: Semaphore::new(at_a_time),
+            failures: Attempts::new(FAILURES_MAX, FAILURES_FORGIVEN_PER_S, NETWORKS_MAX),
+        }
+    }
+
+    /// Whether there is a user of this name.
+    pub fn knows(&self, username: &str) -> bool {
+        self.users.hashes.contains_key(username)
+    }
+
+    /// Verifies a password that came from `network`. Takes as long for a user that does not exist.
+    pub async fn verify(&self, network: Network, username: &str, password: &[u8]) -> Verdict {
+        if let Some(wait) = self.failures.wait(&network, Instant::now()) {
+            return Verdict::TooMany { wait };
+        }
+        let known = self.users.hashes.get(username).cloned();
+        let exists = known.is_some();
+        let Some(hash) = known.or_else(|| self.nobody.clone()) else { return Verdict::Wrong };
+        let password = password.to_vec();
+        let Ok(_permit) = self.running.acquire().await else { return Verdict::Wrong };
+        // Others may have failed from the same network while this one waited its turn.
+        if let Some(wait) = self.failures.wait(&network, Instant::now()) {
+            return Verdict::TooMany { wait };
+        }
+        let verify = move || Argon2::default().verify_password(&password, &hash).is_ok();
+        let right = tokio::task::spawn_blocking(verify).await.unwrap_or(false);
+        if right && exists {
+            return Verdict::Right;
+        }
+        self.failures.failed(network, Instant::now());
+        Verdict::Wrong
+    }
+}
+
+/// Verifies logins.
+#[derive(Debug)]
+pub(crate) struct Authenticator {
+    passwords: Option<Passwords>,
+    allow_anonymous: bool,
 }
 
 impl Authenticator {
     /// `None` lets everyone in; `allow_anonymous` lets in who brings neither a user name nor a certificate.
     pub(crate) fn new(users: Option<Users>, allow_anonymous: bool) -> Authenticator {
-        // Any hash with the usual parameters will do: nobody knows its password.
-        let some_hash = |users: &Users| users.hashes.values().next().cloned();
-        Authenticator {
-            nobody: users.as_ref().and_then(some_hash),
-            users: users.map(Arc::new),
-            allow_anonymous,
-            running: Semaphore::new(VERIFICATIONS_MAX),
-            failures: Mutex::new(HashMap::new()),
-        }
+        Authenticator { passwords: users.map(|users| Passwords::new(users, VERIFICATIONS_MAX)), allow_anonymous }
     }
 
     /// Whether nobody has to log in, so that user names mean nothing.
     pub(crate) fn is_open(&self) -> bool {
-        self.users.is_none()
+        self.passwords.is_none()
     }
 
     /// Whether sessions of this owner ([`super::Identity::owner`]) are protected from others: it can still come.
     pub(crate) fn protects(&self, owner: &str) -> bool {
-        self.users.as_ref().is_some_and(|users| owner.starts_with(CERTIFICATE_MARK) || users.hashes.contains_key(owner))
+        self.passwords.as_ref().is_some_and(|known| owner.starts_with(CERTIFICATE_MARK) || known.knows(owner))
     }
 
     /// Verifies what a client says about itself.
     pub(crate) async fn login(&self, credentials: Credentials<'_>) -> Login {
-        let Some(users) = &self.users else { return Login::Accepted };
+        let Some(passwords) = &self.passwords else { return Login::Accepted };
         if credentials.by_certificate() {
             return Login::ByCertificate;
         }
@@ -199,42 +239,10 @@ impl Authenticator {
             let is_anonymous = credentials.username.is_none() && credentials.password.is_none();
             return if is_anonymous && self.allow_anonymous { Login::Accepted } else { Login::Wrong };
         };
-        let network = credentials.network;
-        if self.failures_of(network, Instant::now()) >= FAILURES_MAX {
-            return Login::TooMany;
+        match passwords.verify(credentials.network, username, password).await {
+            Verdict::Right => Login::Accepted,
+            Verdict::Wrong => Login::Wrong,
+            Verdict::TooMany { .. } => Login::TooMany,
         }
-        let known = users.hashes.get(username).cloned();
-        let exists = known.is_some();
-        let Some(hash) = known.or_else(|| self.nobody.clone()) else { return Login::Wrong };
-        let password = password.to_vec();
-        let Ok(_permit) = self.running.acquire().await else { return Login::Wrong };
-        // Others may have failed from the same network while this one waited its turn.
-        if self.failures_of(network, Instant::now()) >= FAILURES_MAX {
-            return Login::TooMany;
-        }
-        let verify = move || Argon2::default().verify_password(&password, &hash).is_ok();
-        let right = tokio::task::spawn_blocking(verify).await.unwrap_or(false);
-        if right && exists {
-            return Login::Accepted;
-        }
-        self.failed(network, Instant::now());
-        Login::Wrong
-    }
-
-    fn failures_of(&self, network: Network, now: Instant) -> f64 {
-        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.get(&network).map_or(0.0, |failures| failures.now(now))
-    }
-
-    fn failed(&self, network: Network, now: Instant) {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        if failures.len() >= NETWORKS_MAX {
-            failures.retain(|_, failures| failures.now(now) > 0.0);
-        }
-        if failures.len() >= NETWORKS_MAX {
-            failures.clear();
-        }
-        let count = failures.get(&network).map_or(0.0, |failures| failures.now(now)) + 1.0;
-        failures.insert(network, Failures { count, at: now });
     }
 }

@@ -129,9 +129,9 @@ pub struct TlsState {
     pub refused: Option<String>,
 }
 
-/// The TLS of this broker's listeners.
+/// The TLS of listeners that share their files.
 #[derive(Debug)]
-pub(crate) struct Tls {
+pub struct Tls {
     files: TlsFiles,
     current: RwLock<Arc<ServerConfig>>,
     state: Mutex<TlsState>,
@@ -148,7 +148,7 @@ impl Tls {
     ///
     /// # Errors
     /// A [`TlsError`] that names the file.
-    pub(crate) fn load(files: TlsFiles) -> Result<Tls, TlsError> {
+    pub fn load(files: TlsFiles) -> Result<Tls, TlsError> {
         let seen = stamps(&files);
         let loaded = Loaded::read(&files)?;
         if let Err(error) = loaded.check_dates(&files, clock::now_s()) {
@@ -164,11 +164,12 @@ impl Tls {
     }
 
     /// For the next handshake.
-    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+    pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
     }
 
-    pub(crate) fn state(&self) -> TlsState {
+    /// How it stands.
+    pub fn state(&self) -> TlsState {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -176,7 +177,7 @@ impl Tls {
     ///
     /// # Errors
     /// A [`TlsError`]; what served before goes on serving.
-    pub(crate) fn reload(&self) -> Result<(), TlsError> {
+    fn reload(&self) -> Result<(), TlsError> {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = stamps(&self.files);
         let loaded = Loaded::read(&self.files)
             .and_then(|loaded| loaded.check_dates(&self.files, clock::now_s()).map(|()| loaded));
@@ -194,33 +195,35 @@ impl Tls {
         }
     }
 
+    /// Reads the files again, now, and tells the log what came of it.
+    pub fn renew(&self) {
+        match self.reload() {
+            Ok(()) => tracing::info!("new certificates serve from now on"),
+            Err(error) => tracing::error!(%error, "new certificates are not taken; those before go on serving"),
+        }
+    }
+
+    /// Takes files that change, until `stop`.
+    pub async fn watch(self: Arc<Tls>, mut stop: watch::Receiver<bool>) {
+        loop {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            let tls = Arc::clone(&self);
+            let look = move || {
+                if tls.has_changed() {
+                    tls.renew();
+                }
+            };
+            if let Err(error) = tokio::task::spawn_blocking(look).await {
+                tracing::error!(%error, "the certificates could not be looked at");
+            }
+        }
+    }
+
     fn has_changed(&self) -> bool {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) != stamps(&self.files)
-    }
-}
-
-/// Takes files that change, until `stop`.
-pub(crate) async fn watch(tls: Arc<Tls>, mut stop: watch::Receiver<bool>) {
-    loop {
-        tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-        let tls = Arc::clone(&tls);
-        let look = move || if tls.has_changed() { Some(tls.reload()) } else { None };
-        match tokio::task::spawn_blocking(look).await {
-            Ok(Some(outcome)) => tell(&outcome),
-            Ok(None) => {}
-            Err(error) => tracing::error!(%error, "the certificates could not be looked at"),
-        }
-    }
-}
-
-/// One line about certificates that were read again.
-pub(crate) fn tell(outcome: &Result<(), TlsError>) {
-    match outcome {
-        Ok(()) => tracing::info!("new certificates serve from now on"),
-        Err(error) => tracing::error!(%error, "new certificates are not taken; those before go on serving"),
     }
 }
 

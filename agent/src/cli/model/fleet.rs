@@ -19,6 +19,9 @@ use crate::models::order::{self, Wish};
 /// How long the gateway may take to answer over HTTP.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// Versions of a page.
+const PAGE: &str = "200";
+
 /// Arguments of `model list`.
 #[derive(Debug, Args)]
 pub(super) struct ListArguments {
@@ -64,24 +67,45 @@ pub(super) struct OrderArguments {
 /// Asks a gateway what became of its models.
 pub(super) fn list(arguments: &ListArguments) -> Result<ExitCode, Failure> {
     let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().timeout_global(Some(ANSWER)).build());
-    let url = format!("http://{}/api/v1/models", arguments.http);
-    let body = agent
-        .get(&url)
-        .call()
-        .and_then(|mut answer| answer.body_mut().read_to_string())
-        .with_context(|| format!("no gateway answers on http://{}", arguments.http))?;
-    let answer: Value = serde_json::from_str(&body).context("the answer is not that of a gateway")?;
+    let mut answer = page(&agent, &arguments.http, None)?;
+    // The gateway keeps so few versions that this ends soon.
+    while let Some(cursor) = answer.get("next").and_then(Value::as_str).map(str::to_owned) {
+        let next = page(&agent, &arguments.http, Some(&cursor))?;
+        append(&mut answer, &next);
+    }
     if arguments.json {
         output::print_json(&answer)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let (rows, name) = if arguments.audit { ("audit", "model") } else { ("models", "name") };
+    let (rows, name) = if arguments.audit { ("audit", "model") } else { ("items", "name") };
     let rows = answer.get(rows).and_then(Value::as_array).cloned().unwrap_or_default();
     let time = if arguments.audit { "time_us" } else { "since_us" };
     let lines: Vec<String> = rows.iter().map(|row| line(row, name, time)).collect();
     let none = "no model was pushed to this gateway\n".to_owned();
     output::print(&if lines.is_empty() { none } else { lines.concat() });
     Ok(ExitCode::SUCCESS)
+}
+
+/// A page of the versions, and the newest steps of all.
+fn page(agent: &ureq::Agent, http: &str, cursor: Option<&str>) -> anyhow::Result<Value> {
+    let request = agent.get(format!("http://{http}/api/v1/models")).query("limit", PAGE);
+    let request = cursor.into_iter().fold(request, |request, cursor| request.query("cursor", cursor));
+    let body = request
+        .call()
+        .and_then(|mut answer| answer.body_mut().read_to_string())
+        .with_context(|| format!("no gateway answers on http://{http}"))?;
+    serde_json::from_str(&body).context("the answer is not that of a gateway")
+}
+
+/// Puts a page behind those before it.
+fn append(answer: &mut Value, page: &Value) {
+    let more = page.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
+    if let Some(items) = answer.get_mut("items").and_then(Value::as_array_mut) {
+        items.extend(more);
+    }
+    if let Some(next) = answer.get_mut("next") {
+        *next = page.get("next").cloned().unwrap_or_default();
+    }
 }
 
 fn line(row: &Value, name: &str, time: &str) -> String {

@@ -1,23 +1,18 @@
-//! What a request says: its path, its query, its JSON body.
+//! What a request says in its path and its query; [`super::super::body`] reads its body.
 //!
 //! Owns that every mistake in them is answered in JSON, with what is wrong and what to do; the extractors of the library answer in
-//! plain text. Bodies are at most [`BODY_BYTES_MAX`] bytes; the upload of a model reads its own.
+//! plain text.
 
-use axum::RequestExt;
-use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequestParts, Path};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
 use super::super::error::ApiError;
 
-/// Largest JSON body: a comment at its longest, many times over.
-pub(super) const BODY_BYTES_MAX: usize = 64 * 1024;
-
 /// The query of a request; unknown parameters are mistakes, so that a typing error is not taken for everything.
-pub(super) struct Query<T>(pub(super) T);
+pub(in super::super) struct Query<T>(pub(in super::super) T);
 
 impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Query<T> {
     type Rejection = ApiError;
@@ -45,29 +40,6 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Named<T
         named.map(|path| Named(path.0)).map_err(|error| {
             let text = format!("the path cannot be read: {}", error.body_text());
             wrong("bad-path", text, "names are percent-encoded UTF-8, numbers are written in digits")
-        })
-    }
-}
-
-/// A JSON body.
-pub(super) struct Body<T>(pub(super) T);
-
-impl<T: DeserializeOwned, S: Sync> FromRequest<S> for Body<T> {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, _: &S) -> Result<Body<T>, ApiError> {
-        let limited = request.with_limited_body().into_body();
-        let bytes: Bytes = axum::body::to_bytes(limited, BODY_BYTES_MAX).await.map_err(|_| {
-            ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "body-too-large",
-                format!("the body has more than {BODY_BYTES_MAX} bytes, or did not arrive whole"),
-                "send less",
-            )
-        })?;
-        serde_json::from_slice(&bytes).map(Body).map_err(|error| {
-            let text = format!("the body is not the JSON that is expected here: {error}");
-            wrong("bad-body", text, "see /api/v1/openapi.json for what it holds")
         })
     }
 }

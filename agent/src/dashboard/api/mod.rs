@@ -4,8 +4,13 @@
 //! block and are few ([`desk`]); never touches the log or the pipeline while a client waits for a socket, so that a slow client slows
 //! nobody.
 
-mod ask;
+mod alerts;
+pub(super) mod ask;
+mod assets;
+mod audit;
+mod commissioning;
 mod desk;
+mod devices;
 mod etag;
 mod jobs;
 mod models;
@@ -18,7 +23,7 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::handler::Handler;
-use axum::http::{Method, StatusCode};
+use axum::http::Method;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
@@ -29,10 +34,13 @@ use self::desk::Desk;
 use self::jobs::Jobs;
 use super::Site;
 use super::auth::{Admin, Engineer, Role, Viewer};
-use super::error::ApiError;
 use super::live::{self, Live};
+use crate::casebook::Casebook;
+use crate::historian::Historian;
 use crate::models::order::Order;
+use crate::pipeline::live::LiveFeed;
 use crate::pipeline::runner::Command;
+use crate::pipeline::view::Views;
 
 pub use self::jobs::Workshop;
 
@@ -47,6 +55,14 @@ pub struct ApiParts {
     pub commands: mpsc::Sender<Command>,
     /// What models are tested with.
     pub workshop: Arc<Workshop>,
+    /// What people see of the plant.
+    pub views: Views,
+    /// New rows, and news of alerts.
+    pub feed: Arc<LiveFeed>,
+    /// Charts of the past.
+    pub historian: Arc<Historian>,
+    /// Alerts, and what people do about them.
+    pub casebook: Casebook,
 }
 
 /// What requests are carried out with.
@@ -54,6 +70,10 @@ pub(crate) struct Api {
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) workshop: Arc<Workshop>,
+    pub(crate) views: Views,
+    pub(crate) feed: Arc<LiveFeed>,
+    pub(crate) historian: Arc<Historian>,
+    pub(crate) casebook: Casebook,
     pub(crate) desk: Desk,
     pub(crate) jobs: Jobs,
     pub(crate) uploads: Semaphore,
@@ -63,9 +83,20 @@ pub(crate) struct Api {
 impl Api {
     /// Live streams end at `stop`.
     pub(super) fn new(parts: ApiParts, stop: watch::Receiver<bool>) -> Api {
-        let ApiParts { orders, commands, workshop } = parts;
-        let uploads = Semaphore::new(UPLOADS_MAX);
-        Api { orders, commands, workshop, desk: Desk::default(), jobs: Jobs::default(), uploads, live: Live::new(stop) }
+        let ApiParts { orders, commands, workshop, views, feed, historian, casebook } = parts;
+        Api {
+            orders,
+            commands,
+            workshop,
+            views,
+            live: Live::new(Arc::clone(&feed), stop),
+            feed,
+            historian,
+            casebook,
+            desk: Desk::default(),
+            jobs: Jobs::default(),
+            uploads: Semaphore::new(UPLOADS_MAX),
+        }
     }
 }
 
@@ -92,12 +123,29 @@ where
 fn table() -> Vec<Route> {
     let get = || (Method::GET, MethodFilter::GET);
     let post = || (Method::POST, MethodFilter::POST);
+    let put = || (Method::PUT, MethodFilter::PUT);
+    let delete = || (Method::DELETE, MethodFilter::DELETE);
     use Role::{Admin, Engineer, Viewer};
     vec![
         route("/openapi.json", get(), Viewer, openapi::document),
         route("/status", get(), Viewer, status),
         route("/plant", get(), Viewer, plant::plant),
         route("/live", get(), Viewer, live::listen),
+        route("/assets", get(), Viewer, assets::list),
+        route("/assets/{asset}", get(), Viewer, assets::one),
+        route("/assets/{asset}/history", get(), Viewer, assets::history),
+        route("/assets/{asset}/rows", get(), Viewer, assets::rows),
+        route("/assets/{asset}/silence", put(), Engineer, assets::silence),
+        route("/assets/{asset}/silence", delete(), Engineer, assets::unsilence),
+        route("/assets/{asset}/commission", post(), Engineer, assets::commission),
+        route("/alerts", get(), Viewer, alerts::list),
+        route("/alerts/{number}", get(), Viewer, alerts::one),
+        route("/alerts/{number}/acknowledge", post(), Engineer, alerts::acknowledge),
+        route("/alerts/{number}/comment", post(), Engineer, alerts::comment),
+        route("/alerts/{number}/feedback", post(), Engineer, alerts::feedback),
+        route("/devices", get(), Viewer, devices::list),
+        route("/commissioning", get(), Viewer, commissioning::list),
+        route("/audit", get(), Viewer, audit::list),
         route("/models", get(), Viewer, models::list),
         route("/models", post(), Admin, upload::upload),
         route("/models/{name}", get(), Viewer, models::one),
@@ -115,31 +163,21 @@ pub(super) fn routes() -> Router<Arc<Site>> {
         let admitted = middleware::from_fn(move |request: Request, next: Next| admit(role, request, next));
         router = router.route(path, handler.layer(admitted));
     }
-    router.method_not_allowed_fallback(wrong_method).layer(middleware::from_fn(etag::tag))
+    router.layer(middleware::from_fn(etag::tag))
 }
 
 /// Lets through whoever has the role.
 async fn admit(role: Role, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     let admitted = match role {
-        Role::Viewer => Viewer::from_request_parts(&mut parts, &()).await.map(drop),
-        Role::Engineer => Engineer::from_request_parts(&mut parts, &()).await.map(drop),
-        Role::Admin => Admin::from_request_parts(&mut parts, &()).await.map(drop),
+        Role::Viewer => Viewer::from_request_parts(&mut parts, &()).await.map(|user| user.0),
+        Role::Engineer => Engineer::from_request_parts(&mut parts, &()).await.map(|user| user.0),
+        Role::Admin => Admin::from_request_parts(&mut parts, &()).await.map(|user| user.0),
     };
     match admitted {
-        Ok(()) => next.run(Request::from_parts(parts, body)).await,
+        Ok(_) => next.run(Request::from_parts(parts, body)).await,
         Err(refused) => refused.into_response(),
     }
-}
-
-async fn wrong_method(method: Method) -> ApiError {
-    let text = format!("{method} means nothing at this address");
-    ApiError::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "wrong-method",
-        text,
-        "see /api/v1/openapi.json for what can be asked here",
-    )
 }
 
 async fn status(State(site): State<Arc<Site>>) -> Response {

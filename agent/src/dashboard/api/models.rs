@@ -14,8 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::super::Site;
 use super::super::auth::Engineer;
+use super::super::body::Sent;
 use super::super::error::ApiError;
-use super::ask::{Body, Named, Query, conflict, failed, missing};
+use super::ask::{Named, Query, conflict, failed, missing};
+use super::audit;
 use super::desk::busy;
 use super::jobs::Started;
 use super::page::{Page, PageQuery};
@@ -97,7 +99,7 @@ pub(super) async fn promote(
     State(site): State<Arc<Site>>,
     Engineer(user): Engineer,
     Named(path): Named<VersionPath>,
-    Body(body): Body<Reason>,
+    Sent(body): Sent<Reason>,
 ) -> Result<Json<VersionView>, ApiError> {
     order(&site, &user.name, Wish::Promote, &path, body.reason).await.map(Json)
 }
@@ -106,7 +108,7 @@ pub(super) async fn roll_back(
     State(site): State<Arc<Site>>,
     Engineer(user): Engineer,
     Named(path): Named<VersionPath>,
-    Body(body): Body<Reason>,
+    Sent(body): Sent<Reason>,
 ) -> Result<Json<VersionView>, ApiError> {
     order(&site, &user.name, Wish::Rollback, &path, body.reason).await.map(Json)
 }
@@ -120,14 +122,23 @@ async fn order(
     reason: Option<String>,
 ) -> Result<VersionView, ApiError> {
     let name = ModelName::parse(&path.name).map_err(|error| no_model(error.to_string()))?;
-    let (order, answered) = Order::of_user(user, wish, name, path.version, reason);
+    let (order, answered) = Order::of_user(user, wish, name, path.version, reason.clone());
     site.api.orders.try_send(order).map_err(|_| busy("more orders wait than the gateway lets wait"))?;
     let outcome = tokio::time::timeout(ORDER_WAIT, answered)
         .await
         .map_err(|_| busy("the order is given and not yet carried out: look at the model's state"))?
         .map_err(|error| failed("the order", &error))?;
     outcome.map_err(refused)?;
+    let action = match wish {
+        Wish::Promote => "promote",
+        Wish::Rollback => "rollback",
+    };
+    audit::note(site, user, action, subject(path), reason).await;
     find(site, path)
+}
+
+fn subject(path: &VersionPath) -> String {
+    format!("{} v{}", path.name, path.version)
 }
 
 fn refused(refusal: OrderRefusal) -> ApiError {
@@ -163,7 +174,7 @@ pub(super) async fn test(
     State(site): State<Arc<Site>>,
     Engineer(user): Engineer,
     Named(path): Named<VersionPath>,
-    Body(body): Body<Test>,
+    Sent(body): Sent<Test>,
 ) -> Result<(StatusCode, Json<Started>), ApiError> {
     let days = body.days.unwrap_or(DAYS);
     if !(1..=DAYS_MAX).contains(&days) {
@@ -171,6 +182,7 @@ pub(super) async fn test(
         return Err(super::ask::wrong("bad-body", text, "give a number of days from 1 to 36500"));
     }
     let version = find(&site, &path)?.version;
-    let started = site.api.jobs.start(&site.api.workshop, version, days, user.name)?;
+    let started = site.api.jobs.start(&site.api.workshop, version, days, user.name.clone())?;
+    audit::note(&site, &user.name, "test", subject(&path), Some(format!("{days} days"))).await;
     Ok((StatusCode::ACCEPTED, Json(started)))
 }

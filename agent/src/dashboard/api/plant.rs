@@ -12,7 +12,7 @@ use crate::alarm::message::HealthState;
 use crate::clock;
 use crate::conditions::Condition;
 use crate::conditions::disk_use::DiskUse;
-use crate::pipeline::runner::AssetStatus;
+use crate::pipeline::view::AssetView;
 
 /// `GET /plant`.
 #[derive(Serialize)]
@@ -74,7 +74,7 @@ pub(crate) struct AssetSummary {
     pub(crate) asset: String,
     pub(crate) state: HealthState,
     /// Since when it is in this state.
-    since_us: Option<i64>,
+    since_us: i64,
     /// 100 is as learned, 50 is at the alarm threshold.
     health: Option<f32>,
     score: Option<f32>,
@@ -82,13 +82,13 @@ pub(crate) struct AssetSummary {
     /// The alert that is up.
     alert: Option<OpenAlert>,
     /// Alerts raised in the last 24 hours.
-    alerts_24h: u64,
+    alerts_24h: u32,
     /// Rows collected and rows needed, while its normal is learned.
     learning: Option<Learning>,
     missing_channels: Vec<String>,
     silenced_until_us: Option<i64>,
-    /// Device time of the last scored row.
-    last_us: Option<i64>,
+    /// When it was last heard, gateway time.
+    last_us: i64,
     /// The channel that adds most to the alert that is up.
     top_channel: Option<String>,
 }
@@ -126,7 +126,8 @@ fn rank(asset: &AssetSummary) -> u8 {
 impl Plant {
     /// The plant as it is.
     pub(crate) fn now(site: &Site) -> Plant {
-        let mut assets = summaries(site);
+        let views = site.api.views.latest();
+        let mut assets: Vec<_> = views.assets.iter().map(|view| AssetSummary::of(view)).collect();
         let counts = Counts::of(&assets);
         assets.sort_by(|a, b| {
             let health = |asset: &AssetSummary| asset.health.unwrap_or(100.0);
@@ -134,12 +135,6 @@ impl Plant {
         });
         Plant { gateway: GatewayStrip::now(site), counts, assets }
     }
-}
-
-/// All assets, in no order.
-pub(super) fn summaries(site: &Site) -> Vec<AssetSummary> {
-    let pipeline = Arc::clone(&site.status.pipeline.borrow());
-    pipeline.assets.iter().map(AssetSummary::of).collect()
 }
 
 impl GatewayStrip {
@@ -186,22 +181,29 @@ impl Counts {
 }
 
 impl AssetSummary {
-    fn of(status: &AssetStatus) -> AssetSummary {
-        let health = &status.health;
+    pub(super) fn of(view: &AssetView) -> AssetSummary {
+        let alert = view.alert.as_ref().map(|alert| OpenAlert {
+            id: alert.id.clone(),
+            number: alert.number,
+            severity: alert.severity,
+            message: alert.message.clone(),
+            raised_us: alert.raised_us,
+            acknowledged: alert.acknowledged.is_some(),
+        });
         AssetSummary {
-            asset: health.asset.clone(),
-            state: health.state,
-            since_us: None,
-            health: health.health,
-            score: health.score,
-            threshold: health.threshold,
-            alert: None,
-            alerts_24h: 0,
-            learning: health.learning.map(|(rows, of)| Learning { rows, of }),
-            missing_channels: health.missing_channels.clone(),
-            silenced_until_us: None,
-            last_us: health.time_us,
-            top_channel: None,
+            asset: view.asset.to_string(),
+            state: view.state,
+            since_us: view.since_us,
+            health: view.health,
+            score: view.score,
+            threshold: 1.0,
+            alert,
+            alerts_24h: view.alerts_24h,
+            learning: view.learning.map(|(rows, of)| Learning { rows, of }),
+            missing_channels: view.missing_channels.iter().map(ToString::to_string).collect(),
+            silenced_until_us: view.silence.as_ref().map(|silence| silence.until_us),
+            last_us: view.last_us,
+            top_channel: view.top_channel().map(str::to_owned),
         }
     }
 

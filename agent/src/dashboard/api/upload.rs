@@ -25,6 +25,7 @@ use super::super::Site;
 use super::super::auth::Admin;
 use super::super::error::ApiError;
 use super::ask::{Query, wrong};
+use super::audit;
 use super::desk::busy;
 
 /// Longest time for a body to arrive: 32 MiB over 3G.
@@ -87,6 +88,7 @@ pub(super) async fn upload(
     tracing::info!(model = %manifest.name(), version = manifest.version(), by = user.name, "a model was uploaded");
     let told = tokio::time::timeout(PUBLISH, publish(&site, &package)).await;
     told.map_err(|_| busy("the log does not take the model now"))??;
+    audit::note(&site, &user.name, "upload", format!("{} v{}", manifest.name(), manifest.version()), None).await;
     let outcome = tokio::time::timeout(OUTCOME, outcome(&site, manifest)).await.ok();
     let uploaded = Uploaded {
         name: manifest.name().to_string(),

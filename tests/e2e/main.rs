@@ -1,6 +1,7 @@
 //! End-to-end tests: the real program as a process, real sockets, the real SQLite. One module a subject.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod api;
 mod commands;
 mod crash;
 mod delivery;

@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod gateway;
+pub mod http;
 pub mod machine;
 pub mod publisher;
 pub mod session_client;

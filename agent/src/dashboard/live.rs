@@ -75,7 +75,12 @@ impl Live {
     ///
     /// # Errors
     /// 503 when there are too many, or too many assets are watched.
-    fn stream(&self, assets: Vec<AssetId>, stay: Stay, resumes: bool) -> Result<Response, ApiError> {
+    fn stream(
+        &self,
+        assets: Vec<AssetId>,
+        stay: impl Future<Output = ()> + Send + 'static,
+        resumes: bool,
+    ) -> Result<Response, ApiError> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             too_many("too-many-streams", format!("{STREAMS_MAX} live views are open, and no more are served"))
         })?;
@@ -93,7 +98,7 @@ impl Live {
             hello: Some(Bytes::from(hello)),
             events: self.events.subscribe(),
             rows,
-            stay: Box::pin(stay.over()),
+            stay: Box::pin(stay),
             stop: self.stop.clone(),
             _place: place,
         };
@@ -195,7 +200,7 @@ pub(super) async fn listen(
     if assets.len() > ASSETS_MAX {
         return Err(wrong(format!("more than {ASSETS_MAX} assets are asked for")));
     }
-    site.api.live.stream(assets, stay, headers.contains_key("last-event-id"))
+    site.api.live.stream(assets, stay.over(), headers.contains_key("last-event-id"))
 }
 
 /// What is told of the plant.
@@ -339,5 +344,64 @@ impl Hub {
         self.id += 1;
         let data = serde_json::to_string(data).ok()?;
         Some(Bytes::from(format!("id: {}\nevent: {name}\ndata: {data}\n\n", self.id)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::BodyDataStream;
+    use futures_util::StreamExt;
+
+    use super::*;
+
+    fn live() -> (Live, watch::Sender<bool>) {
+        let (stop, stopped) = watch::channel(false);
+        (Live::new(LiveFeed::new(), stopped), stop)
+    }
+
+    fn open(live: &Live) -> BodyDataStream {
+        let response = live.stream(Vec::new(), std::future::pending(), false);
+        response.unwrap_or_else(|_| Response::new(Body::empty())).into_body().into_data_stream()
+    }
+
+    async fn next(stream: &mut BodyDataStream) -> Option<Bytes> {
+        stream.next().await?.ok()
+    }
+
+    // A stream that is behind by as many events as are kept gets them all; by one more it is told to begin again, and goes on with
+    // what comes then. Another that keeps up gets every event.
+    #[tokio::test]
+    async fn a_slow_stream_begins_again() {
+        let (live, _stop) = live();
+        let (mut slow, mut slower, mut fast) = (open(&live), open(&live), open(&live));
+        for stream in [&mut slow, &mut slower, &mut fast] {
+            assert_eq!(next(stream).await.as_deref(), Some(HELLO));
+        }
+        let event = |n: usize| Bytes::from(format!("{n}"));
+        for n in 0..EVENTS_MAX {
+            live.send(event(n));
+            assert_eq!(next(&mut fast).await, Some(event(n)));
+        }
+        for n in 0..EVENTS_MAX {
+            assert_eq!(next(&mut slow).await, Some(event(n)));
+        }
+        live.send(event(EVENTS_MAX));
+        assert_eq!(next(&mut slower).await.as_deref(), Some(RESET));
+        live.send(event(EVENTS_MAX + 1));
+        assert_eq!(next(&mut slower).await, Some(event(EVENTS_MAX + 1)));
+        assert_eq!(next(&mut fast).await, Some(event(EVENTS_MAX)));
+    }
+
+    // Exactly as many streams as may be are served; one that ends makes room, and all end at the stop.
+    #[tokio::test]
+    async fn streams_are_bounded() {
+        let (live, stop) = live();
+        let mut streams: Vec<_> = (0..STREAMS_MAX).map(|_| open(&live)).collect();
+        assert!(live.stream(Vec::new(), std::future::pending(), false).is_err());
+        drop(streams.pop());
+        let mut last = open(&live);
+        assert!(next(&mut last).await.is_some());
+        stop.send_replace(true);
+        assert_eq!(next(&mut last).await, None);
     }
 }

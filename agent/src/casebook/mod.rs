@@ -7,6 +7,8 @@
 
 pub mod action;
 pub mod similar;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;

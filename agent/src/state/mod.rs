@@ -202,6 +202,25 @@ pub struct Committed {
     pub journal: Option<i64>,
 }
 
+#[cfg(test)]
+impl State {
+    /// Makes a file of the second schema of this one, with one asset.
+    pub(crate) fn back_to_schema_2(&self) {
+        use crate::pipeline::asset::Asset;
+        use crate::pipeline::learning::LearningSettings;
+
+        let learning = LearningSettings { rows: 100, extend: false, params: millwright_models::Params::default() };
+        let id = crate::ids::AssetId::parse("pump-1").unwrap();
+        let assets = Asset::new(id, learning).take_dirty().into_iter().collect();
+        self.commit(&Checkpoint { assets, ..Checkpoint::default() }).unwrap();
+        let tables = ["alert", "alert_event", "alert_note", "silence", "action", "recorded"];
+        let drop: String = tables.map(|table| format!("DROP TABLE {table};")).concat();
+        let connection = self.lock();
+        connection.execute_batch(&format!("{drop} ALTER TABLE asset DROP COLUMN more;")).unwrap();
+        connection.pragma_update(None, "user_version", 2).unwrap();
+    }
+}
+
 impl State {
     /// Opens `state.db` in `dir`; a corrupt one is set aside, never deleted, and a new one begun.
     ///

@@ -80,7 +80,7 @@ impl Writer {
             match asks.recv_timeout(TICK) {
                 Ok(Ask::Write(reply)) => {
                     let written = self.write();
-                    let told = written.as_ref().map(|()| ()).map_err(ToString::to_string);
+                    let told = written.as_ref().map_err(ToString::to_string).copied();
                     self.note(written);
                     // Who asked may have gone.
                     let _ = reply.send(told);

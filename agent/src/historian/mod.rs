@@ -140,8 +140,10 @@ impl Historian {
         let on = parts.quota_bytes > 0;
         let mut pending = Pending::default();
         for row in parts.state.journal()?.rows {
-            if on {
-                pending.add(row.number, row.recorded);
+            match on {
+                true => pending.add(row.number, row.recorded),
+                // It was on before.
+                false => parts.state.forget_journal(row.number)?,
             }
         }
         let status = HistoryStatus { bytes_max: parts.quota_bytes, ..HistoryStatus::default() };

@@ -10,6 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::SECOND_US;
+use crate::ids::{AssetId, ChannelName};
 
 /// Length of a bucket.
 pub const BUCKET_US: i64 = 10 * SECOND_US;
@@ -56,6 +57,17 @@ pub struct Bucket {
     pub channels: Vec<Stat>,
     /// The score.
     pub score: Stat,
+}
+
+/// Buckets of an asset for charts of the past, to be stored with the checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// Which.
+    pub asset: AssetId,
+    /// Its channels: the order of each bucket's.
+    pub channels: Vec<ChannelName>,
+    /// In the order in which they were closed.
+    pub buckets: Vec<Bucket>,
 }
 
 /// Values of one channel so far.

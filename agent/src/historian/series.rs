@@ -11,11 +11,10 @@ use serde::Serialize;
 
 use super::chunk::{Chunk, Slot, Sum, Sums, Tier};
 use super::raw::{self, Rows};
-use super::recorder::Stat;
+use super::recorder::{Recorded, Stat};
 use super::store::{Named, StoreError, StoreReader};
 use super::{Historian, HistoryError};
 use crate::ids::AssetId;
-use crate::pipeline::asset::Recorded;
 
 /// Points of a chart.
 pub const POINTS_MAX: usize = 2_000;

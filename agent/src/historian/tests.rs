@@ -7,7 +7,7 @@ use millwright_broker::message::{Message, QoS};
 use millwright_broker::topic::TopicName;
 use proptest::prelude::*;
 
-use super::recorder::{BUCKET_US, Bucket, Stat};
+use super::recorder::{BUCKET_US, Bucket, Recorded, Stat};
 use super::series::{Series, SeriesQuery, Source};
 use super::*;
 use crate::clock::SECOND_US;

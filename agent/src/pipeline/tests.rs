@@ -9,13 +9,16 @@ use millwright_models::{Params, State};
 use prost::Message as _;
 
 use super::asset::{Changed, CommissionRefused};
+use super::board::Board;
 use super::engine::{Engine, EngineSettings, InstallError, Output, RowScore};
 use super::fleet::{Installed, Origin};
+use super::health::{HealthReports, HealthTiming};
 use super::install;
 use super::learning::LearningSettings;
-use super::live::LiveBatch;
+use super::live::{LIVE_EVERY, LiveBatch, LiveFeed, LiveSender};
+use super::view;
 use crate::alarm::AlarmSettings;
-use crate::alarm::message::{AlertEvent, EventKind};
+use crate::alarm::message::{AlertEvent, EventKind, HealthState};
 use crate::clock::SECOND_US;
 use crate::historian::recorder::Bucket;
 use crate::ids::{AssetId, ChannelName, GatewayId};
@@ -395,4 +398,55 @@ fn the_newest_rows_are_shown() {
     assert_eq!(newest.channels[1].values[4], row(LEARNED_ROWS + 2, usize::MAX)[1]);
     let json: serde_json::Value = serde_json::from_str(&newest.json()).unwrap();
     assert_eq!((json["scores"][0].is_null(), json["channels"][2]["name"].as_str()), (true, Some("temperature")));
+}
+
+// Rows of a watched machine are sent once each, those of others not at all; when nobody watches any more nothing is sent.
+#[test]
+fn watched_machines_are_fed_live() {
+    let (feed, pump) = (LiveFeed::new(), AssetId::parse("pump").unwrap());
+    let (mut rows, mut live) = (feed.rows(), LiveSender::new(Arc::clone(&feed)));
+    let mut run = Run::new();
+    let both = |k| ["pump", "fan"].map(|asset| reading(asset, k, usize::MAX));
+    run.feed((0..10).flat_map(both));
+    let watching = feed.watch(vec![pump.clone()]).unwrap();
+    live.send_if_due(&run.engine);
+    run.feed((10..15).flat_map(both));
+    std::thread::sleep(LIVE_EVERY);
+    live.send_if_due(&run.engine);
+    let batch = rows.try_recv().unwrap();
+    assert_eq!((&batch.asset, batch.times_us.len(), batch.times_us[0]), (&pump, 5, 10 * SECOND_US));
+    assert!(rows.try_recv().is_err());
+    drop(watching);
+    run.feed((15..20).flat_map(both));
+    std::thread::sleep(LIVE_EVERY);
+    live.send_if_due(&run.engine);
+    assert!(rows.try_recv().is_err() && !live.is_watched());
+}
+
+// The view of a machine that has learned its normal has the band in which its values are expected, the alert that is up, and
+// since when its state is what it is.
+#[test]
+fn the_view_shows_what_is_known() {
+    let mut run = Run::new();
+    run.feed((0..LEARNED_ROWS + 5).map(|k| reading("pump", k, usize::MAX)));
+    let timing = HealthTiming { beat_us: 60 * SECOND_US, silent_after_us: 60 * SECOND_US };
+    let (reports, mut board) = (HealthReports::new(timing), Board::default());
+    let now_us = (LEARNED_ROWS as i64 + 5) * SECOND_US;
+    let (mut sender, views) = view::views();
+    sender.renew_if_due(&run.engine, &reports, &board, now_us);
+    let seen = Arc::clone(&views.latest().assets[0]);
+    assert_eq!((seen.state, seen.since_us), (HealthState::Ok, (LEARNED_ROWS as i64 - 1) * SECOND_US));
+    let pressure = &seen.channels()[1];
+    let expected = pressure.expected.unwrap();
+    let last = pressure.last.unwrap();
+    assert!(expected.low.unwrap() < last && last < expected.high.unwrap(), "{pressure:?}");
+    assert_eq!((seen.devices[0].device.as_deref(), seen.devices[0].skew_us), (Some("plc"), Some(0)));
+
+    run.feed((LEARNED_ROWS + 5..LEARNED_ROWS + 100).map(|k| reading("pump", k, LEARNED_ROWS + 10)));
+    run.events.iter().for_each(|event| board.note_event(event));
+    let (mut sender, views) = view::views();
+    sender.renew_if_due(&run.engine, &reports, &board, now_us + 3_600 * SECOND_US);
+    let seen = Arc::clone(&views.latest().assets[0]);
+    assert_eq!((seen.state, seen.since_us), (HealthState::Silent, seen.last_us));
+    assert_eq!((seen.top_channel(), seen.alert.as_ref().unwrap().number), (Some("pressure"), 1));
 }

@@ -22,7 +22,8 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::alarm::message::AlertEvent;
 use crate::clock;
-use crate::pipeline::asset::{Changed, Recorded, SavedAsset, SavedMore};
+use crate::historian::recorder::Recorded;
+use crate::pipeline::asset::{Changed, SavedAsset, SavedMore};
 use crate::pipeline::fleet::{Installed, ModelKey, Origin};
 use versions::VersionRow;
 

@@ -18,11 +18,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
-use millwright::historian::recorder::{BUCKET_US, Recorder};
+use millwright::historian::recorder::{BUCKET_US, Recorded, Recorder};
 use millwright::historian::series::SeriesQuery;
 use millwright::historian::{Historian, HistorianParts};
 use millwright::ids::{AssetId, ChannelName};
-use millwright::pipeline::asset::Recorded;
 use millwright::state::{Checkpoint, State};
 use millwright_broker::log::{Log, LogConfig};
 

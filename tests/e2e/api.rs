@@ -70,7 +70,9 @@ fn an_alert_is_told_and_taken_care_of() {
     let rows = live.wait_for("rows", |_| true).unwrap();
     assert_eq!(rows["asset"], "pump-1");
     assert_eq!(rows["times_us"].as_array().unwrap().len(), rows["scores"].as_array().unwrap().len());
-    let told = live.wait_for("alert", |alert| alert["asset"] == "pump-1").unwrap();
+    let told = live
+        .wait_for("alert", |alert| alert["asset"] == "pump-1")
+        .unwrap_or_else(|error| panic!("{error}: {}\n{}", get(&http, "/api/v1/plant"), gateway.log()));
     live.wait_for("plant", |plant| plant["changed"][0]["alert"]["number"] == told["number"]).unwrap();
     let number = told["number"].as_u64().unwrap();
 

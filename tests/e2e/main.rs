@@ -6,6 +6,7 @@ mod commands;
 mod crash;
 mod delivery;
 mod full;
+mod history;
 mod hostile;
 mod life;
 mod mistakes;

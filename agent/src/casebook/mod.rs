@@ -7,6 +7,8 @@
 
 pub mod action;
 pub mod similar;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +21,6 @@ use crate::alarm::deviation::Deviation;
 use crate::alarm::evidence::Evidence;
 use crate::alarm::message::{Acknowledged, ModelRef};
 use crate::clock;
-use crate::ids::AssetId;
 use crate::pipeline::asset::CommissionRefused;
 use crate::pipeline::runner::Command;
 use crate::state::{State, StateError};
@@ -348,13 +349,5 @@ impl Casebook {
         let command = Command::Act { order: Order { by, action }, reply };
         self.commands.blocking_send(command).map_err(|_| CasebookError::Stopping)?;
         answer.blocking_recv().map_err(|_| CasebookError::Stopping)?
-    }
-
-    /// Whether a name can be that of a machine.
-    ///
-    /// # Errors
-    /// It is not.
-    pub fn asset(name: &str) -> Result<AssetId, CasebookError> {
-        AssetId::parse(name).map_err(|_| CasebookError::UnknownAsset(crate::ids::shorten(name)))
     }
 }

@@ -154,7 +154,7 @@ fn unknown_names_are_refused() {
         "[broker]\nlisen = \"127.0.0.1:1\"\nquota_mb = 5\ncolour = 1\n[brokr]\nx = 1\n[[sources]]\n[zzz]\n",
         &[
             "4:1: [broker] lisen: unknown key; did you mean `listen`?",
-            "5:1: [broker] quota_mb: unknown key; it belongs to [log]",
+            "5:1: [broker] quota_mb: unknown key; it belongs to [log] or [history]",
             "6:1: [broker] colour: unknown key; remove it; known here: listen, allow_anonymous_on_network, \
              sys_interval_s, max_inflight, max_connections, max_connections_per_network, max_connecting, \
              connect_timeout_ms, max_packet_bytes, max_topic_bytes, max_topic_levels, max_subscriptions, \
@@ -162,7 +162,7 @@ fn unknown_names_are_refused() {
              max_sessions, user, access, tls, websocket",
             "7:2: [brokr]: unknown section; did you mean `broker`?",
             "9:3: [[sources]]: unknown section; did you mean `source`?",
-            "10:2: [zzz]: unknown section; remove it; known here: gateway, broker, log, http, pipeline, commissioning, \
+            "10:2: [zzz]: unknown section; remove it; known here: gateway, broker, log, history, http, pipeline, commissioning, \
              alarm, models, source",
         ],
     );

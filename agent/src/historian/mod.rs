@@ -33,11 +33,11 @@ use millwright_broker::log::{Log, ReadError};
 use serde::Serialize;
 
 use self::pending::Pending;
+use self::recorder::Recorded;
 pub use self::store::StoreError;
 use self::store::StoreReader;
 use self::writer::{Ask, Writer};
 use crate::config::SourceConfig;
-use crate::pipeline::asset::Recorded;
 use crate::state::{State, StateError};
 
 /// Questions to the thread that may wait.
@@ -105,6 +105,8 @@ struct Shared {
     pending: Mutex<Pending>,
     wanted: AtomicBool,
     skipped: AtomicU64,
+    /// Counts the files: connections to one that was set aside are of no use.
+    file: AtomicU64,
     status: Mutex<HistoryStatus>,
 }
 
@@ -128,7 +130,8 @@ pub struct Historian {
     shared: Arc<Shared>,
     asks: SyncSender<Ask>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
-    readers: Mutex<Vec<StoreReader>>,
+    /// Connections, and of which file.
+    readers: Mutex<Vec<(u64, StoreReader)>>,
 }
 
 impl Historian {
@@ -140,8 +143,10 @@ impl Historian {
         let on = parts.quota_bytes > 0;
         let mut pending = Pending::default();
         for row in parts.state.journal()?.rows {
-            if on {
-                pending.add(row.number, row.recorded);
+            match on {
+                true => pending.add(row.number, row.recorded),
+                // It was on before.
+                false => parts.state.forget_journal(row.number)?,
             }
         }
         let status = HistoryStatus { bytes_max: parts.quota_bytes, ..HistoryStatus::default() };
@@ -149,6 +154,7 @@ impl Historian {
             pending: Mutex::new(pending),
             wanted: AtomicBool::new(on),
             skipped: AtomicU64::new(0),
+            file: AtomicU64::new(0),
             status: Mutex::new(status),
         });
         let (asks, asked) = sync_channel(ASKS_MAX);
@@ -226,16 +232,17 @@ impl Historian {
         if !store::path_in(&self.parts.dir).exists() {
             return Ok(None);
         }
+        let file = self.shared.file.load(Ordering::Acquire);
         let kept = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let reader = match kept {
-            Some(reader) => reader,
-            None => StoreReader::open(&self.parts.dir)?,
+            Some((of, reader)) if of == file => reader,
+            _ => StoreReader::open(&self.parts.dir)?,
         };
         // One that failed is not used again: the file may have been set aside.
         let result = work(&reader)?;
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         if readers.len() < READERS_MAX {
-            readers.push(reader);
+            readers.push((file, reader));
         }
         Ok(Some(result))
     }

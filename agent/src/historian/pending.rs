@@ -7,9 +7,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::recorder::Bucket;
+use super::recorder::{Bucket, Recorded};
 use crate::ids::AssetId;
-use crate::pipeline::asset::Recorded;
 
 /// By asset, in the order of the checkpoints.
 pub(super) type ByAsset = HashMap<AssetId, Vec<Recorded>>;

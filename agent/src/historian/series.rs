@@ -5,16 +5,16 @@
 //! [`CHUNKS_MAX`] chunks read.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use serde::Serialize;
 
 use super::chunk::{Chunk, Slot, Sum, Sums, Tier};
 use super::raw::{self, Rows};
-use super::recorder::Stat;
+use super::recorder::{Recorded, Stat};
 use super::store::{Named, StoreError, StoreReader};
 use super::{Historian, HistoryError};
 use crate::ids::AssetId;
-use crate::pipeline::asset::Recorded;
 
 /// Points of a chart.
 pub const POINTS_MAX: usize = 2_000;
@@ -326,12 +326,11 @@ fn fresh_chunks(
         let places: Vec<_> = recorded.channels.iter().map(|channel| named.place(channel.as_str())).collect();
         for bucket in &recorded.buckets {
             let start_us = Tier::Fine.chunk_start_us(bucket.start_us);
-            if !chunks.contains_key(&start_us) {
-                chunks.insert(start_us, stored(start_us)?);
-            }
-            if let Some(chunk) = chunks.get_mut(&start_us) {
-                chunk.put(bucket.start_us, Slot::of(bucket, &places));
-            }
+            let chunk = match chunks.entry(start_us) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => unknown.insert(stored(start_us)?),
+            };
+            chunk.put(bucket.start_us, Slot::of(bucket, &places));
         }
     }
     Ok(chunks)

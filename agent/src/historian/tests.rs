@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use millwright_broker::log::LogConfig;
+use millwright_broker::log::{Append, LogConfig};
+use millwright_broker::message::{Message, QoS};
+use millwright_broker::topic::TopicName;
 use proptest::prelude::*;
 
-use super::recorder::{BUCKET_US, Bucket, Stat};
+use super::recorder::{BUCKET_US, Bucket, Recorded, Stat};
 use super::series::{Series, SeriesQuery, Source};
 use super::*;
 use crate::clock::SECOND_US;
@@ -204,6 +206,41 @@ fn history_can_be_off() {
     assert_eq!(plant.historian.status().skipped_buckets, 0);
     let query = SeriesQuery { asset: asset(), from_us: 0, to_us: 1, points: 1, channels: None };
     assert!(matches!(plant.historian.series(&query), Err(HistoryError::Off)));
+}
+
+/// Telemetry as JSON, received when it was measured.
+fn telemetry(second: i64, flow: f32) -> Append {
+    let time_us = BEGIN_US + second * SECOND_US;
+    let payload = format!(r#"{{"ts": {}, "values": {{"flow": {flow}}}}}"#, time_us / 1_000);
+    let message = Message {
+        topic: TopicName::parse("mw/v1/telemetry/pump/json").unwrap(),
+        payload: payload.into_bytes().into(),
+        properties: Vec::new().into(),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        origin: 0,
+    };
+    Append { message, log: true, received_us: time_us }
+}
+
+// A short span is shown row by row from the log, with the score of each row's bucket; rows that are more than the points are
+// merged and no peak is lost; a span that begins before the log is the buckets' to show.
+#[tokio::test]
+async fn a_short_span_is_shown_row_by_row() {
+    let plant = Plant::new(64 << 20);
+    plant.checkpoint(vec![recorded(&["flow"], day(0, 360))]);
+    let rows = (600..1_200).map(|second| telemetry(second, if second == 777 { 1e6 } else { second as f32 }));
+    plant.log.append(rows.collect()).await.unwrap();
+    let at = |second: i64| BEGIN_US + second * SECOND_US;
+    let close = plant.series(at(700), at(800), 100);
+    assert_eq!((close.source, close.step_us, close.times_us.len()), (Source::Raw, 0, 100));
+    assert_eq!((close.times_us[5], close.channels[0].line.mean[5]), (at(705), 705.0));
+    assert_eq!(close.score.max[5], 1.5);
+    let merged = plant.series(at(700), at(800), 30);
+    assert_eq!((merged.source, merged.step_us), (Source::Raw, 100 * SECOND_US / 30 + 1));
+    assert!(merged.times_us.len() <= 31 && merged.channels[0].line.max.contains(&1e6));
+    assert_eq!(plant.series(at(500), at(800), 300).source, Source::Fine);
+    assert_eq!(plant.series(at(700), at(1_200), 50).source, Source::Fine);
 }
 
 /// A step of the model-based test.

@@ -9,17 +9,17 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use super::chunk::{Chunk, Slot, Tier};
 use super::pending::ByAsset;
-use super::recorder::Bucket;
+use super::recorder::{Bucket, Recorded};
 use super::store::{self, ASSETS_MAX, Store, StoreError};
 use super::{HistoryStatus, Shared};
 use crate::clock::{self, SECOND_US};
 use crate::conditions::measure;
-use crate::pipeline::asset::Recorded;
 use crate::state::{JOURNAL_BYTES_MAX, State};
 
 /// How often the thread looks.
@@ -80,7 +80,7 @@ impl Writer {
             match asks.recv_timeout(TICK) {
                 Ok(Ask::Write(reply)) => {
                     let written = self.write();
-                    let told = written.as_ref().map(|()| ()).map_err(ToString::to_string);
+                    let told = written.as_ref().map_err(ToString::to_string).copied();
                     self.note(written);
                     // Who asked may have gone.
                     let _ = reply.send(told);
@@ -147,6 +147,7 @@ impl Writer {
             self.store = None;
             match store::set_aside(&self.dir) {
                 Ok(aside) => {
+                    self.shared.file.fetch_add(1, Ordering::Release);
                     tracing::error!("history.db is damaged: it is kept as {} and a new one is begun", aside.display());
                 }
                 Err(error) => tracing::error!(%error, "history.db is damaged and cannot be renamed"),

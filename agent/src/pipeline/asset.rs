@@ -15,7 +15,7 @@ use super::history::{History, RowReport, SavedHistory};
 use super::learning::{Learned, Learning, LearningSettings, SavedLearning};
 use super::stream::{Arrival, Streams};
 use crate::alarm::Alarm;
-use crate::historian::recorder::{Bucket, Recorder};
+use crate::historian::recorder::{Recorded, Recorder};
 use crate::ids::{AssetId, ChannelName};
 use crate::source::Reading;
 
@@ -566,17 +566,6 @@ pub struct Changed {
     pub previous: Option<super::fleet::ModelKey>,
     /// Rows to learn from that are not on disk yet, and the index of the first.
     pub new_rows: (usize, Vec<Box<[f32]>>),
-}
-
-/// Buckets of an asset for charts of the past, to be stored with the checkpoint.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Recorded {
-    /// Which.
-    pub asset: AssetId,
-    /// Its channels: the order of each bucket's.
-    pub channels: Vec<ChannelName>,
-    /// In the order in which they were closed.
-    pub buckets: Vec<Bucket>,
 }
 
 /// What is saved of an [`Asset`] beside [`SavedAsset`], which has kept its form since the first schema.

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use millwright_models::commission::Commissioned;
 use millwright_models::{Finding, ModelName, State};
 
-use super::asset::{Asset, Changed, CommissionRefused, Recorded, RowOutcome, SavedAsset, SavedMore};
+use super::asset::{Asset, Changed, CommissionRefused, RowOutcome, SavedAsset, SavedMore};
 use super::fleet::{Fleet, Installed, Origin};
 use super::install;
 use super::learning::{Learned, LearningSettings};
 use crate::alarm::evidence::{Evidence, Observation};
 use crate::alarm::message::{AlertEvent, EventKind};
 use crate::alarm::{ActiveAlert, AlarmSettings, Change};
+use crate::historian::recorder::Recorded;
 use crate::ids::{AssetId, GatewayId};
 use crate::source::Reading;
 

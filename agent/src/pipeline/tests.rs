@@ -8,14 +8,19 @@ use millwright_models::runtime::LoadLimits;
 use millwright_models::{Params, State};
 use prost::Message as _;
 
-use super::asset::Changed;
+use super::asset::{Changed, CommissionRefused};
+use super::board::Board;
 use super::engine::{Engine, EngineSettings, InstallError, Output, RowScore};
 use super::fleet::{Installed, Origin};
+use super::health::{HealthReports, HealthTiming};
 use super::install;
 use super::learning::LearningSettings;
+use super::live::{LIVE_EVERY, LiveBatch, LiveFeed, LiveSender};
+use super::view;
 use crate::alarm::AlarmSettings;
-use crate::alarm::message::{AlertEvent, EventKind};
+use crate::alarm::message::{AlertEvent, EventKind, HealthState};
 use crate::clock::SECOND_US;
+use crate::historian::recorder::Bucket;
 use crate::ids::{AssetId, ChannelName, GatewayId};
 use crate::source::{Reading, StreamPosition};
 
@@ -57,11 +62,14 @@ struct Run {
     events: Vec<AlertEvent>,
     scores: Vec<(String, RowScore)>,
     models: Vec<Arc<Installed>>,
+    buckets: Vec<Bucket>,
 }
 
 impl Run {
     fn new() -> Run {
-        Run { engine: Engine::new(settings(), 1), events: Vec::new(), scores: Vec::new(), models: Vec::new() }
+        let mut engine = Engine::new(settings(), 1);
+        engine.record();
+        Run { engine, events: Vec::new(), scores: Vec::new(), models: Vec::new(), buckets: Vec::new() }
     }
 
     fn feed(&mut self, readings: impl IntoIterator<Item = Reading>) {
@@ -82,6 +90,8 @@ impl Run {
     /// What a crash right after a checkpoint leaves, as a new engine.
     fn restart(&mut self) {
         let mut engine = Engine::new(settings(), self.engine.next_event());
+        engine.record();
+        self.take_buckets();
         for changed in self.engine.take_changed() {
             let Changed { id, saved, more, previous: _, new_rows } = changed;
             // The saved form goes through its bytes, as it does on disk.
@@ -91,6 +101,11 @@ impl Run {
             engine.restore_asset(id, (saved, Some(more)), (model.cloned(), None), new_rows.1);
         }
         self.engine = engine;
+    }
+
+    /// A checkpoint takes the buckets that were closed before it.
+    fn take_buckets(&mut self) {
+        self.buckets.extend(self.engine.take_recorded().into_iter().flat_map(|recorded| recorded.buckets));
     }
 
     fn happened(&self) -> Vec<(String, EventKind, i64)> {
@@ -116,6 +131,8 @@ fn a_fault_is_flagged_with_its_sensor() {
     assert_eq!(raised.len(), 1, "{:?}", run.happened());
     assert!((400..430).contains(&(raised[0].onset_us / SECOND_US)), "{}", raised[0].onset_us);
     assert_eq!(raised[0].evidence.sensors[0].channel, "pressure");
+    let first = &raised[0].evidence.first_to_deviate[0];
+    assert_eq!((first.channel.as_str(), first.at_us), ("pressure", 400 * SECOND_US));
     assert!(raised[0].evidence.sensors[0].observed < raised[0].evidence.sensors[0].expected.unwrap());
     let signal = &raised[0].evidence.signal[0];
     assert!(!signal.before.is_empty() && !signal.after.is_empty());
@@ -123,17 +140,22 @@ fn a_fault_is_flagged_with_its_sensor() {
     assert_eq!(run.scores.len(), 500 - LEARNED_ROWS, "every row after the learned ones is scored");
 }
 
-// Whenever the process stops, the scores, the events and their numbers are those of an uninterrupted run.
+// Whenever the process stops, the scores, the events, their numbers and the buckets for charts are those of an uninterrupted
+// run.
 #[test]
 fn a_restart_changes_nothing() {
     let mut whole = Run::new();
     whole.feed((0..500).map(|k| reading("pump", k, 400)));
+    whole.take_buckets();
+    assert_eq!(whole.buckets.len(), 49);
     for stop in [1, 57, LEARNED_ROWS - 1, LEARNED_ROWS, LEARNED_ROWS + 1, 399, 405, 410, 411, 450, 499] {
         let mut run = Run::new();
         run.feed((0..stop).map(|k| reading("pump", k, 400)));
         run.restart();
         run.feed((stop..500).map(|k| reading("pump", k, 400)));
         assert_eq!(run.happened(), whole.happened(), "stopped at {stop}");
+        run.take_buckets();
+        assert_eq!(run.buckets, whole.buckets, "stopped at {stop}");
         let ids = |run: &Run| run.events.iter().map(|event| event.id.clone()).collect::<Vec<_>>();
         assert_eq!(ids(&run), ids(&whole), "stopped at {stop}");
         let scores = |run: &Run| run.scores.iter().map(|(_, s)| (s.time_us, s.score, s.state)).collect::<Vec<_>>();
@@ -308,4 +330,123 @@ fn a_regression_alarms_and_tells_its_value() {
     assert!(finding.starts_with("3.") && finding.ends_with(" bar"), "{finding}");
     assert!(raised[0].message.contains(finding), "{}", raised[0].message);
     assert_eq!((raised[0].model.version, raised[0].evidence.sensors[0].channel.as_str()), (2, "pressure"));
+}
+
+// A machine that learns anew is scored on by its model, through a restart in the middle, until the next version takes over
+// without a row unscored.
+#[test]
+fn learning_anew_stops_no_scoring() {
+    let pump = AssetId::parse("pump").unwrap();
+    let mut run = Run::new();
+    run.feed((0..300).map(|k| reading("pump", k, usize::MAX)));
+    run.engine.commission(&pump).unwrap();
+    assert_eq!(run.engine.assets()[0].learning(), Some((0, LEARNED_ROWS)));
+    run.feed((300..400).map(|k| reading("pump", k, usize::MAX)));
+    run.restart();
+    assert_eq!(run.engine.assets()[0].learning(), Some((100, LEARNED_ROWS)));
+    assert_eq!(run.engine.assets()[0].model().unwrap().version, 1);
+    run.feed((400..550).map(|k| reading("pump", k, usize::MAX)));
+    assert_eq!(run.engine.assets()[0].learning(), None);
+    assert_eq!(run.engine.assets()[0].model().unwrap().version, 2);
+    let times: Vec<i64> = run.scores.iter().map(|(_, score)| score.time_us / SECOND_US).collect();
+    assert_eq!(times, (LEARNED_ROWS as i64..550).collect::<Vec<_>>());
+}
+
+// A machine that a pushed model scores does not learn anew, and one that nobody knows neither; a push ends the learning.
+#[test]
+fn a_pushed_model_goes_before_learning_anew() {
+    let pump = AssetId::parse("pump").unwrap();
+    let mut run = Run::new();
+    assert_eq!(run.engine.commission(&pump), Err(CommissionRefused::Unknown(pump.clone())));
+    run.feed((0..300).map(|k| reading("pump", k, usize::MAX)));
+    run.engine.commission(&pump).unwrap();
+    run.engine.install(&model("pump", 7, &CHANNELS, 20, "pump")).unwrap();
+    assert_eq!(run.engine.assets()[0].learning(), None);
+    assert!(matches!(run.engine.commission(&pump), Err(CommissionRefused::Pushed { .. })));
+}
+
+// An alert of a silenced machine is raised as ever and says that it is silenced; after the end of the silence it does not.
+#[test]
+fn a_silenced_machine_alarms_quietly() {
+    for (until_s, silenced) in [(10_000, true), (300, false)] {
+        let mut run = Run::new();
+        run.feed((0..300).map(|k| reading("pump", k, 400)));
+        run.engine.silence(&AssetId::parse("pump").unwrap(), Some(until_s * SECOND_US));
+        run.feed((300..500).map(|k| reading("pump", k, 400)));
+        let raised: Vec<bool> = run.events.iter().map(|event| event.silenced).collect();
+        assert!(!raised.is_empty() && raised.iter().all(|told| *told == silenced), "{raised:?}");
+    }
+}
+
+// The newest rows are shown with their scores, in columns; what has no value or no score is null.
+#[test]
+fn the_newest_rows_are_shown() {
+    let mut run = Run::new();
+    run.feed((0..LEARNED_ROWS + 3).map(|k| {
+        let mut reading = reading("pump", k, usize::MAX);
+        if k == 0 {
+            reading.values[2] = f32::NAN;
+        }
+        reading
+    }));
+    let asset = &run.engine.assets()[0];
+    let newest = LiveBatch::newest(asset, 5);
+    let last = LEARNED_ROWS as i64 + 2;
+    assert_eq!(newest.times_us, (last - 4..=last).map(|k| k * SECOND_US).collect::<Vec<_>>());
+    let scored: Vec<bool> = newest.scores.iter().map(|score| score.is_finite()).collect();
+    assert_eq!(scored, [false, false, true, true, true]);
+    assert_eq!(newest.channels[1].values[4], row(LEARNED_ROWS + 2, usize::MAX)[1]);
+    let json: serde_json::Value = serde_json::from_str(&newest.json()).unwrap();
+    assert_eq!((json["scores"][0].is_null(), json["channels"][2]["name"].as_str()), (true, Some("temperature")));
+}
+
+// Rows of a watched machine are sent once each, those of others not at all; when nobody watches any more nothing is sent.
+#[test]
+fn watched_machines_are_fed_live() {
+    let (feed, pump) = (LiveFeed::new(), AssetId::parse("pump").unwrap());
+    let (mut rows, mut live) = (feed.rows(), LiveSender::new(Arc::clone(&feed)));
+    let mut run = Run::new();
+    let both = |k| ["pump", "fan"].map(|asset| reading(asset, k, usize::MAX));
+    run.feed((0..10).flat_map(both));
+    let watching = feed.watch(vec![pump.clone()]).unwrap();
+    live.send_if_due(&run.engine);
+    run.feed((10..15).flat_map(both));
+    std::thread::sleep(LIVE_EVERY);
+    live.send_if_due(&run.engine);
+    let batch = rows.try_recv().unwrap();
+    assert_eq!((&batch.asset, batch.times_us.len(), batch.times_us[0]), (&pump, 5, 10 * SECOND_US));
+    assert!(rows.try_recv().is_err());
+    drop(watching);
+    run.feed((15..20).flat_map(both));
+    std::thread::sleep(LIVE_EVERY);
+    live.send_if_due(&run.engine);
+    assert!(rows.try_recv().is_err() && !live.is_watched());
+}
+
+// The view of a machine that has learned its normal has the band in which its values are expected, the alert that is up, and
+// since when its state is what it is.
+#[test]
+fn the_view_shows_what_is_known() {
+    let mut run = Run::new();
+    run.feed((0..LEARNED_ROWS + 5).map(|k| reading("pump", k, usize::MAX)));
+    let timing = HealthTiming { beat_us: 60 * SECOND_US, silent_after_us: 60 * SECOND_US };
+    let (reports, mut board) = (HealthReports::new(timing), Board::default());
+    let now_us = (LEARNED_ROWS as i64 + 5) * SECOND_US;
+    let (mut sender, views) = view::views();
+    sender.renew_if_due(&run.engine, &reports, &board, now_us);
+    let seen = Arc::clone(&views.latest().assets[0]);
+    assert_eq!((seen.state, seen.since_us), (HealthState::Ok, (LEARNED_ROWS as i64 - 1) * SECOND_US));
+    let pressure = &seen.channels()[1];
+    let expected = pressure.expected.unwrap();
+    let last = pressure.last.unwrap();
+    assert!(expected.low.unwrap() < last && last < expected.high.unwrap(), "{pressure:?}");
+    assert_eq!((seen.devices[0].device.as_deref(), seen.devices[0].skew_us), (Some("plc"), Some(0)));
+
+    run.feed((LEARNED_ROWS + 5..LEARNED_ROWS + 100).map(|k| reading("pump", k, LEARNED_ROWS + 10)));
+    run.events.iter().for_each(|event| board.note_event(event));
+    let (mut sender, views) = view::views();
+    sender.renew_if_due(&run.engine, &reports, &board, now_us + 3_600 * SECOND_US);
+    let seen = Arc::clone(&views.latest().assets[0]);
+    assert_eq!((seen.state, seen.since_us), (HealthState::Silent, seen.last_us));
+    assert_eq!((seen.top_channel(), seen.alert.as_ref().unwrap().number), (Some("pressure"), 1));
 }

@@ -22,7 +22,8 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::alarm::message::AlertEvent;
 use crate::clock;
-use crate::pipeline::asset::{Changed, Recorded, SavedAsset, SavedMore};
+use crate::historian::recorder::Recorded;
+use crate::pipeline::asset::{Changed, SavedAsset, SavedMore};
 use crate::pipeline::fleet::{Installed, ModelKey, Origin};
 use versions::VersionRow;
 
@@ -200,6 +201,25 @@ pub struct Checkpoint {
 pub struct Committed {
     /// The number of the journal row that holds the recorded buckets.
     pub journal: Option<i64>,
+}
+
+#[cfg(test)]
+impl State {
+    /// Makes a file of the second schema of this one, with one asset.
+    pub(crate) fn back_to_schema_2(&self) {
+        use crate::pipeline::asset::Asset;
+        use crate::pipeline::learning::LearningSettings;
+
+        let learning = LearningSettings { rows: 100, extend: false, params: millwright_models::Params::default() };
+        let id = crate::ids::AssetId::parse("pump-1").unwrap();
+        let assets = Asset::new(id, learning).take_dirty().into_iter().collect();
+        self.commit(&Checkpoint { assets, ..Checkpoint::default() }).unwrap();
+        let tables = ["alert", "alert_event", "alert_note", "silence", "action", "recorded"];
+        let drop: String = tables.map(|table| format!("DROP TABLE {table};")).concat();
+        let connection = self.lock();
+        connection.execute_batch(&format!("{drop} ALTER TABLE asset DROP COLUMN more;")).unwrap();
+        connection.pragma_update(None, "user_version", 2).unwrap();
+    }
 }
 
 impl State {

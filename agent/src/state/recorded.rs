@@ -7,7 +7,7 @@
 use rusqlite::{Connection, Transaction, params};
 
 use super::{State, StateError};
-use crate::pipeline::asset::Recorded;
+use crate::historian::recorder::Recorded;
 
 /// Bytes of buckets that may wait: an hour and a half of 200 assets with 8 channels at 2.5 KB/s, five minutes of 3,000.
 pub const JOURNAL_BYTES_MAX: u64 = 16 << 20;

@@ -475,7 +475,7 @@ fn silent_clients_keep_nobody_out() {
     let config = "[http]\nlisten = \"127.0.0.1:0\"\nmax_connections_per_network = 256\n";
     let gateway = Gateway::start(PROGRAM, dir.path(), config).unwrap();
     let mut silent = Vec::new();
-    for n in 0..300 {
+    for n in 0..264 {
         let mut stream = connect(gateway.http);
         let part: &[u8] = if n % 2 == 0 { b"" } else { b"GET /healthz HTTP/1.1\r\nHost: 12" };
         // Those that came first may be gone already.

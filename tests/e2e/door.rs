@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use harness::gateway::{self, Gateway};
+use harness::http::Http;
 use harness::wait_for;
 use serde_json::{Value, json};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -490,6 +491,31 @@ fn silent_clients_keep_nobody_out() {
     assert!(took < Duration::from_secs(9), "silent clients held others up for {took:?}");
     // And left to themselves they are all cut off.
     wait_for("silent clients to be cut off", || (open(&mut silent) == 0).then_some(())).unwrap();
+}
+
+// Who watches keeps the place, however many do and whatever else comes; a hundred fit. Signing out ends what that session watches.
+#[test]
+fn a_hundred_watch_undisturbed() {
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start(PROGRAM, dir.path(), &users()).unwrap();
+    let (vera, enno) = (Page::sign_in(&gateway, "vera"), Page::sign_in(&gateway, "enno"));
+    let watch = |page: &Page| Http::new(gateway.http).with("Cookie", &page.cookie).events("/api/v1/live").unwrap();
+    let mut watching: Vec<_> = (0..100).map(|_| watch(&vera)).collect();
+    let mut other = watch(&enno);
+    let silent: Vec<TcpStream> = (0..110).map(|_| connect(gateway.http)).collect();
+    for _ in 0..5 {
+        assert_eq!(vera.asks("GET", "/api/v1/status").to(&gateway).status, 200);
+    }
+    drop(silent);
+    for watcher in &mut watching {
+        watcher.next_event().unwrap();
+    }
+    assert_eq!(vera.asks("DELETE", SESSION).to(&gateway).status, 204);
+    for mut watcher in watching {
+        while watcher.next_event().is_ok() {}
+    }
+    other.next_event().unwrap();
+    assert_eq!(enno.asks("GET", "/api/v1/status").to(&gateway).status, 200);
 }
 
 // One network has so many connections and no more; its silent ones make room for its own.

@@ -26,7 +26,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use millwright_broker::{Network, Tls};
+use millwright_broker::{Allowance, Network, Tls};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -42,6 +42,10 @@ const STILL_MAX: Duration = Duration::from_secs(10);
 const PROGRESS_BYTES: usize = 16 * 1024;
 /// How long the handshake of TLS may take.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// TLS handshakes per second of one network, after a burst of twice as many; more wait. Each takes about a millisecond of one core.
+const HANDSHAKES_PER_S_MAX: u32 = 100;
+/// Networks whose handshakes are counted; about 64 bytes each. When there are so many, those that rest are forgotten, then all.
+const NETWORKS_MAX: usize = 4_096;
 /// How long a request's headers may take.
 const HEADERS_MAX: Duration = Duration::from_secs(10);
 /// A request's headers, in bytes; and what is buffered of an answer.
@@ -133,6 +137,8 @@ struct Places {
     per_network_max: usize,
     guests: HashMap<Id, Arc<Guest>>,
     waiting: VecDeque<(TcpStream, Network)>,
+    /// `None` without TLS.
+    handshakes: Option<Handshakes>,
 }
 
 impl Places {
@@ -154,8 +160,15 @@ impl Places {
         if self.guests.len() >= self.connections_max {
             return None;
         }
-        let at = self.waiting.iter().position(|(_, network)| self.of(*network).count() < self.per_network_max)?;
-        self.waiting.remove(at)
+        let now = std::time::Instant::now();
+        for at in 0..self.waiting.len() {
+            let network = self.waiting.get(at)?.1;
+            let has_share = self.of(network).count() >= self.per_network_max;
+            if !has_share && self.handshakes.as_mut().is_none_or(|handshakes| handshakes.take(network, now)) {
+                return self.waiting.remove(at);
+            }
+        }
+        None
     }
 
     /// Has the most silent make room for those that wait: for each one, of its own network if that has its share.
@@ -178,6 +191,23 @@ impl Places {
     }
 }
 
+/// How fast networks shake hands.
+#[derive(Default)]
+struct Handshakes(HashMap<Network, Allowance>);
+
+impl Handshakes {
+    /// Whether one more may begin.
+    fn take(&mut self, network: Network, now: std::time::Instant) -> bool {
+        if self.0.len() >= NETWORKS_MAX {
+            self.0.retain(|_, allowance| !allowance.is_full(now));
+        }
+        if self.0.len() >= NETWORKS_MAX {
+            self.0.clear();
+        }
+        self.0.entry(network).or_insert_with(|| Allowance::new(HANDSHAKES_PER_S_MAX, now)).take(now)
+    }
+}
+
 /// Ends the most silent of some connections; strangers before others.
 fn ask_to_leave<'a>(guests: impl Iterator<Item = &'a Arc<Guest>>) {
     let silent = guests.filter_map(|guest| Some((guest.gives_way()?, guest)));
@@ -189,7 +219,13 @@ fn ask_to_leave<'a>(guests: impl Iterator<Item = &'a Arc<Guest>>) {
 /// Accepts until `stop`, then gives the connections [`DRAIN_MAX`] to end.
 pub(super) async fn run(door: Door, mut stop: watch::Receiver<bool>) {
     let Door { listener, tls, routes, connections_max, per_network_max } = door;
-    let mut places = Places { connections_max, per_network_max, guests: HashMap::new(), waiting: VecDeque::new() };
+    let mut places = Places {
+        connections_max,
+        per_network_max,
+        guests: HashMap::new(),
+        waiting: VecDeque::new(),
+        handshakes: tls.is_some().then(Handshakes::default),
+    };
     let mut connections = JoinSet::new();
     loop {
         while let Some((stream, network)) = places.next() {

@@ -66,15 +66,17 @@ fn an_alert_is_told_and_taken_care_of() {
 
     let _never_read = http.events("/api/v1/live?assets=pump-1").unwrap();
     let mut live = http.events("/api/v1/live?assets=pump-1").unwrap();
-    publisher.progress.allow(ROWS);
+    publisher.progress.allow(FAULT_ROW);
     let rows = live.wait_for("rows", |_| true).unwrap();
     assert_eq!(rows["asset"], "pump-1");
     assert_eq!(rows["times_us"].as_array().unwrap().len(), rows["scores"].as_array().unwrap().len());
-    let told = live.wait_for("alert", |alert| alert["asset"] == "pump-1").unwrap();
-    live.wait_for("plant", |plant| plant["changed"][0]["alert"]["number"] == told["number"]).unwrap();
+    publisher.progress.allow(ROWS);
+    let told = live
+        .wait_for("alert", |alert| alert["asset"] == "pump-1")
+        .unwrap_or_else(|error| panic!("{error}: {}\n{}", get(&http, "/api/v1/plant"), gateway.log()));
     let number = told["number"].as_u64().unwrap();
 
-    let plant = get(&http, "/api/v1/plant");
+    let plant = wait_until(&http, "/api/v1/plant", |plant| plant["assets"][0]["alert"]["number"] == number);
     let first = &plant["assets"][0];
     assert_eq!((&first["asset"], &first["alert"]["number"]), (&json!("pump-1"), &json!(number)), "{plant}");
     assert_eq!((&plant["counts"]["total"], &plant["gateway"]["id"]), (&json!(1), &json!("gw-1")), "{plant}");

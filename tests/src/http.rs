@@ -4,7 +4,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::Value;
@@ -212,7 +212,9 @@ impl Events {
     /// # Errors
     /// The stream ends, or nothing comes.
     pub fn wait_for(&mut self, name: &str, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            anyhow::ensure!(Instant::now() < deadline, "gave up waiting for an event `{name}`");
             let event = self.next_event()?;
             if event.name == name && wanted(&event.data) {
                 return Ok(event.data);

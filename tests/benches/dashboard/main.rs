@@ -1,14 +1,18 @@
-//! What the dashboard asks of the gateway: how long a chart of the past takes, and what history takes of the disk.
+//! What the dashboard asks of the gateway: how long a chart of the past takes, what history takes of the disk, and what open
+//! dashboards cost ingest.
 //!
-//! `cargo bench -p millwright-tests --bench dashboard -- [--assets 20] [--hours 24] [--runs 5] [--quick]`
+//! `cargo bench -p millwright-tests --bench dashboard -- [--assets 20] [--hours 24] [--runs 5] [--only NAME] [--quick]`
 //!
 //! History is filled through the historian's own writer, as checkpoints do it, with all assets at 1 Hz × 8 channels; then charts of
 //! one asset are asked for. A figure that is missed is printed, never an error. `docs/BENCHMARKS.md` says what each figure means.
 #![allow(clippy::print_stdout, reason = "the tables are what this program is for")]
 
+mod live;
 #[path = "../process.rs"]
 #[allow(dead_code, reason = "each benchmark uses a part")]
 mod process;
+#[path = "../limits/publisher.rs"]
+mod publisher;
 #[path = "../table.rs"]
 #[allow(dead_code, reason = "each benchmark uses a part")]
 mod table;
@@ -50,6 +54,9 @@ struct Options {
     /// Charts of each width.
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// Only `charts` or `live`.
+    #[arg(long, default_value = "")]
+    only: String,
     /// Little of everything: shows that the benchmark works, its figures mean nothing.
     #[arg(long)]
     quick: bool,
@@ -58,29 +65,46 @@ struct Options {
     bench: bool,
 }
 
+impl Options {
+    fn is_quick(&self) -> bool {
+        self.quick || cfg!(debug_assertions)
+    }
+}
+
 fn main() -> anyhow::Result<()> {
     let mut options = Options::parse();
-    if options.quick || cfg!(debug_assertions) {
+    if options.is_quick() {
         println!("Few of everything: the figures mean nothing.\n");
         options = Options { assets: 3, hours: 2, runs: 1, ..options };
     }
     println!("{}\nload average at the start: {}\n", process::machine(), process::load_average());
+    let mut figures = Vec::new();
+    if "charts".contains(&options.only) {
+        figures.extend(charts(&options)?);
+    }
+    if "live".contains(&options.only) {
+        figures.extend(live::run(&options)?);
+    }
+    println!("\n{}", table::figures(&figures));
+    println!("load average at the end: {}", process::load_average());
+    Ok(())
+}
+
+fn charts(options: &Options) -> anyhow::Result<Vec<Figure>> {
     let dir = tempfile::Builder::new().prefix("dashboard-").tempdir_in(SCRATCH)?;
     let plant = Plant::open(dir.path())?;
-    let filled = plant.fill(&options)?;
+    let filled = plant.fill(options)?;
     let mut figures = vec![
         figure("history".to_owned(), "fill, µs a row", Some(filled), None),
         figure("history".to_owned(), "MiB on disk", Some(size_mib(dir.path())?), None),
     ];
     for (points, target) in [(600, Some(Target::Max(300.0))), (2_000, Some(Target::Max(300.0))), (288, None)] {
-        let runs = (0..options.runs).map(|_| plant.chart_ms(&options, points)).collect::<anyhow::Result<Vec<f64>>>()?;
+        let runs = (0..options.runs).map(|_| plant.chart_ms(options, points)).collect::<anyhow::Result<Vec<f64>>>()?;
         let median = table::median(runs.into_iter().map(Some));
         figures.push(figure(format!("{} h, {points} points", options.hours), "chart, ms", median, target));
     }
     plant.close();
-    println!("\n{}", table::figures(&figures));
-    println!("load average at the end: {}", process::load_average());
-    Ok(())
+    Ok(figures)
 }
 
 fn figure(scenario: String, name: &'static str, ours: Option<f64>, target: Option<Target>) -> Figure {

@@ -144,7 +144,9 @@ mod tests {
         for page in PAGES.iter().filter(|page| !page.path.contains("/vendor/")) {
             let text = std::str::from_utf8(page.bytes).unwrap();
             let text = text.replace("http://www.w3.org/2000/svg", "");
-            for word in ["http://", "https://", "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
+            for word in
+                ["http://", "https://", "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("]
+            {
                 assert!(!text.contains(word), "{} holds `{word}`", page.path);
             }
             if page.kind == HTML {

@@ -12,7 +12,7 @@ export function number(value) {
 }
 
 export function withUnit(value, unit) {
-  return unit ? `${number(value)} ${unit}` : number(value);
+  return unit ? `${number(value)}\u00a0${unit}` : number(value);
 }
 
 export function count(value) {
@@ -26,7 +26,7 @@ export function plural(value, one, many = `${one}s`) {
 export function percent(share) {
   if (share === null || share === undefined || !Number.isFinite(share)) return "–";
   const value = share * 100;
-  return `${value !== 0 && Math.abs(value) < 10 ? value.toFixed(1) : Math.round(value)} %`;
+  return `${value !== 0 && Math.abs(value) < 10 ? value.toFixed(1) : Math.round(value)}\u00a0%`;
 }
 
 export function bytes(value) {
@@ -38,7 +38,7 @@ export function bytes(value) {
     size /= 1000;
     unit += 1;
   }
-  return `${unit === 0 || size >= 100 ? Math.round(size) : size.toPrecision(2)} ${units[unit]}`;
+  return `${unit === 0 || size >= 100 ? Math.round(size) : size.toPrecision(2)}\u00a0${units[unit]}`;
 }
 
 export function duration(seconds) {

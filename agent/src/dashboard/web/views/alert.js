@@ -106,7 +106,7 @@ function sensors(alert) {
     el(
       "table.sensors",
       null,
-      el("thead", null, el("tr", null, el("th", { scope: "col" }, "Channel"), el("th", { scope: "col" }, "Share of the score"), el("th.num", { scope: "col" }, "Observed"), el("th.num", { scope: "col" }, "Expected"), el("th.num", { scope: "col" }, "Off by"))),
+      el("thead", null, el("tr", null, el("th", { scope: "col" }, "Channel"), el("th", { scope: "col" }, "Share", el("span.wide-only", null, " of the score")), el("th.num", { scope: "col" }, "Observed"), el("th.num", { scope: "col" }, "Expected"), el("th.num", { scope: "col" }, "Off by"))),
       el(
         "tbody",
         null,

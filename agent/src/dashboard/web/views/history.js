@@ -58,7 +58,7 @@ export function alertsView(place, { parameters }) {
     place,
     el("div.view-head", null, el("h1", null, asset ? `Alerts of ${asset}` : "Alerts"), segments),
     trouble,
-    table([["Severity"], ["Machine"], ["What"], ["Raised"], ["Lasted", "wide-only"], ["Peak", "num.wide-only"], ["Finding"]], body),
+    table([["Severity", "severity"], ["Machine", "wide-only"], ["What"], ["Raised"], ["Lasted", "wide-only"], ["Peak", "num.wide-only"], ["Finding", "wide-only"]], body),
     none,
     el("div.actions.after", null, more),
   );
@@ -75,13 +75,13 @@ function alertRow(alert) {
   return el(
     "tr",
     null,
-    el("td", null, badge(alert.severity)),
-    el("td.nowrap", null, el("a", { href: `#/asset/${encodeURIComponent(alert.asset)}` }, alert.asset)),
-    el("td.wide", null, el("a.strong", { href: `#/alert/${alert.number}` }, alert.message), alert.notes ? el("span.soft", null, `${alert.notes} ${alert.notes === 1 ? "note" : "notes"}`) : null),
+    el("td.severity", null, badge(alert.severity)),
+    el("td.nowrap.wide-only", null, el("a", { href: `#/asset/${encodeURIComponent(alert.asset)}` }, alert.asset)),
+    el("td.wide", null, el("span.phone-only", null, alert.asset), el("a.strong", { href: `#/alert/${alert.number}` }, alert.message), alert.notes ? el("span.soft", null, `${alert.notes} ${alert.notes === 1 ? "note" : "notes"}`) : null),
     el("td.nowrap", null, time(alert.raised_us)),
     el("td.nowrap.wide-only", null, alert.cleared_us ? duration((alert.cleared_us - alert.raised_us) / 1e6) : el("b", null, "up now")),
     el("td.num.wide-only", null, number(alert.peak_score)),
-    el("td.nowrap", null, alert.verdict ? (VERDICTS[alert.verdict] ?? alert.verdict) : alert.acknowledged ? "Acknowledged" : el("span.soft", null, "–")),
+    el("td.wide-only", null, alert.verdict ? (VERDICTS[alert.verdict] ?? alert.verdict) : alert.acknowledged ? "Acknowledged" : el("span.soft", null, "–")),
   );
 }
 

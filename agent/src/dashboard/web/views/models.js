@@ -1,6 +1,6 @@
 // Pushed models: which version stands where, how it did beside the others, and who lets it score.
 
-import { get, part, post, upload } from "../api.js";
+import { get, part, post, query, upload } from "../api.js";
 import { ask, attempt, problem, toast } from "../dialog.js";
 import { el, fill, text } from "../dom.js";
 import { count, number, percent, shortHash, since, time } from "../format.js";
@@ -18,7 +18,7 @@ export function modelsView(place, { who }) {
     try {
       const page = await get("/models");
       if (gone) return;
-      fill(list, groups(page.items).map((group) => modelPanel(group, who, refresh)));
+      fill(list, groups(page.items).map((group) => modelPanel(group, page.audit ?? [], who, refresh)));
       if (!page.items.length) {
         fill(list, el("p.empty", null, "No model has been pushed. Each machine is scored by what the gateway learned from it; a model of your own comes in with ", el("code", null, "millwright model push"), "."));
       }
@@ -49,7 +49,7 @@ function groups(items) {
   return [...byName.values()];
 }
 
-function modelPanel(versions, who, refresh) {
+function modelPanel(versions, audit, who, refresh) {
   const told = el("div");
   const assets = [...new Set(versions[0].assets)].join(", ");
   const compared = versions.filter((version) => version.figures);
@@ -64,11 +64,23 @@ function modelPanel(versions, who, refresh) {
       el(
         "table",
         null,
-        el("thead", null, el("tr", null, ["Version", "State", "Since", "Signed by", "File"].map((word) => el("th", { scope: "col" }, word)), el("th", { scope: "col" }, el("span.visually-hidden", null, "Actions")))),
+        el("thead", null, el("tr", null, ["Version", "State", "Since", "Signed by", "File"].map((word, at) => el(at > 2 ? "th.wide-only" : "th", { scope: "col" }, word)), el("th", { scope: "col" }, el("span.visually-hidden", null, "Actions")))),
         el("tbody", null, versions.map((version) => versionRow(version, versions, who, refresh, told))),
       ),
     ),
     told,
+    steps(audit.filter((step) => step.model === versions[0].name)),
+  );
+}
+
+// What became of its versions, newest first.
+function steps(audit) {
+  if (!audit.length) return null;
+  return el(
+    "details.more",
+    null,
+    el("summary", null, "Steps"),
+    el("ol.lines", null, audit.map((step) => el("li", null, el("b", null, `Version ${step.version} ${step.state}`), step.reason ? `: ${step.reason}` : "", el("span.soft", null, ` ${time(step.time_us)}`)))),
   );
 }
 
@@ -79,8 +91,8 @@ function versionRow(version, versions, who, refresh, told) {
     el("th", { scope: "row" }, String(version.version)),
     el("td", null, chip(version.state), version.reason ? el("p.soft.reason", null, version.reason) : null),
     el("td.nowrap", null, time(version.since_us)),
-    el("td.nowrap", null, version.signed_by ? el("code", { title: version.signed_by }, shortHash(version.signed_by)) : el("span.soft", null, "nobody")),
-    el("td", null, el("code", { title: version.sha256 }, shortHash(version.sha256))),
+    el("td.nowrap.wide-only", null, version.signed_by ? el("code", { title: version.signed_by }, shortHash(version.signed_by)) : el("span.soft", null, "nobody")),
+    el("td.wide-only", null, el("code", { title: version.sha256 }, shortHash(version.sha256))),
     el("td", null, el("div.actions.end", null, actionsFor(version, versions, who, refresh, told))),
   );
 }
@@ -197,10 +209,19 @@ function rehearsal(result, named) {
   );
 }
 
+function uploaded({ name, version, outcome }) {
+  const named = `${name}, version ${version}`;
+  if (outcome?.reason) return problem({ message: `${named}: ${outcome.state}.`, remedy: outcome.reason });
+  return el("p", { role: "status" }, `${named} is with the gateway${outcome?.state ? `, ${outcome.state}` : "; it is being checked"}.`);
+}
+
 function uploadPanel(refresh) {
   const told = el("div");
-  const manifest = el("input", { id: "manifest", type: "file", accept: ".json,application/json", required: true });
   const file = el("input", { id: "onnx", type: "file", accept: ".onnx", required: true });
+  const assets = el("input", { id: "assets", type: "text", placeholder: "pump-*, fan-2", maxlength: "1000" });
+  const manifest = el("input", { id: "manifest", type: "file", accept: ".json,application/json" });
+  // A manifest names the machines itself.
+  manifest.addEventListener("change", () => (assets.disabled = manifest.files.length > 0));
   const button = el("button", { type: "submit" }, "Upload");
   const form = el(
     "form.stack",
@@ -208,17 +229,23 @@ function uploadPanel(refresh) {
       onsubmit: (event) => {
         event.preventDefault();
         attempt(button, told, async () => {
-          const head = new Uint8Array(await manifest.files[0].arrayBuffer());
-          const length = new Uint8Array(4);
-          new DataView(length.buffer).setUint32(0, head.length);
-          await upload("/models", new Blob([length, head, file.files[0]]));
+          const head = manifest.files[0] ?? null;
+          const path = `/models${query(head ? { manifest_bytes: head.size } : { assets: assets.value.trim() })}`;
+          const answer = await upload(path, new Blob([head ?? "", file.files[0]]));
           form.reset();
-          fill(told, el("p", { role: "status" }, "The gateway has it. It appears above once it was checked and loaded."));
+          assets.disabled = false;
+          fill(told, uploaded(answer));
           await refresh();
         });
       },
     },
-    el("div.pair", null, el("div.field", null, el("label", { for: "manifest" }, "Manifest, from ", el("code", null, "millwright model pack")), manifest), el("div.field", null, el("label", { for: "onnx" }, "Model, ONNX"), file)),
+    el(
+      "div.pair",
+      null,
+      el("div.field", null, el("label", { for: "onnx" }, "Model (ONNX)"), file),
+      el("div.field", null, el("label", { for: "assets" }, "For the machines"), assets),
+      el("div.field", null, el("label", { for: "manifest" }, "Or with the manifest of ", el("code", null, "model pack")), manifest),
+    ),
     told,
     el("div.actions", null, button),
   );

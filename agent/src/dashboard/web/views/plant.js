@@ -57,6 +57,8 @@ export function plantView(place) {
     strip.update();
   }
   draw();
+  // When the machines were on the screen for the first time, for who measures it.
+  requestAnimationFrame(() => requestAnimationFrame(() => performance.mark("plant-painted")));
   const unwatch = watch(draw);
   const ticking = setInterval(draw, 10_000);
   return () => {

@@ -21,7 +21,18 @@ export function onSignedOut(callback) {
   signedOut = callback;
 }
 
-async function request(method, path, { body, raw, signal } = {}) {
+// After a restart the gateway gives out new tokens: the first request that it refuses for that is sent again.
+async function request(method, path, options = {}) {
+  try {
+    return await send(method, path, options);
+  } catch (error) {
+    if (error.code !== "csrf" || method === "GET") throw error;
+    await session();
+    return send(method, path, options);
+  }
+}
+
+async function send(method, path, { body, raw, signal } = {}) {
   const headers = { Accept: "application/json" };
   if (method !== "GET") {
     headers["X-CSRF-Token"] = csrf ?? "";

@@ -46,7 +46,13 @@ export function toast(message, level = "note", link = null) {
 
 // An error where it happened: what is wrong, and what to do.
 export function problem(error) {
-  return el("div.problem", { role: "alert" }, el("p", null, error.message), error.remedy ? el("p.remedy", null, error.remedy) : null);
+  return el("div.problem", { role: "alert" }, el("p", null, sentence(error.message)), error.remedy ? el("p.remedy", null, sentence(error.remedy)) : null);
+}
+
+// What the gateway says in an answer begins in lower case and ends without a stop.
+function sentence(said) {
+  const text = String(said).trim();
+  return text && text[0].toUpperCase() + text.slice(1) + (/[.!?…:)]$/.test(text) ? "" : ".");
 }
 
 // Runs `action` with the button out of reach meanwhile; an error is shown in `place`.
@@ -57,7 +63,7 @@ export async function attempt(button, place, action) {
     return await action();
   } catch (error) {
     if (place) fill(place, problem(error));
-    else toast(error.remedy ? `${error.message} ${error.remedy}` : error.message, "bad");
+    else toast(`${sentence(error.message)} ${error.remedy ? sentence(error.remedy) : ""}`, "bad");
     return undefined;
   } finally {
     if (button) button.disabled = false;

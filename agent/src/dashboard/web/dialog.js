@@ -52,7 +52,7 @@ export function problem(error) {
 // What the gateway says in an answer begins in lower case and ends without a stop.
 function sentence(said) {
   const text = String(said).trim();
-  return text && text[0].toUpperCase() + text.slice(1) + (/[.!?…:)]$/.test(text) ? "" : ".");
+  return text && `${text[0].toUpperCase()}${text.slice(1)}${/[.!?…:]$/.test(text) ? "" : "."}`;
 }
 
 // Runs `action` with the button out of reach meanwhile; an error is shown in `place`.

@@ -55,6 +55,13 @@ async function open(browser, url, { size = "desk", theme = "light", at = "#/" } 
   page.on("request", (request) => {
     if (!request.url().startsWith(url) && !request.url().startsWith("data:")) page.foreign.push(request.url());
   });
+  // Bytes of each file that came with a body, headers too.
+  page.loaded = [];
+  page.on("requestfinished", async (request) => {
+    if (request.url().includes("/api/")) return;
+    const sizes = await request.sizes().catch(() => null);
+    if (sizes) page.loaded.push(sizes.responseBodySize + sizes.responseHeadersSize);
+  });
   page.on("dialog", (dialog) => {
     page.faults.push(`the page shows a dialog: ${dialog.message()}`);
     dialog.dismiss();

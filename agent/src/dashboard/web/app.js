@@ -3,7 +3,7 @@
 import { onSignedOut, session, signOut } from "./api.js";
 import { el, fill, text } from "./dom.js";
 import { toast } from "./dialog.js";
-import { clock } from "./format.js";
+import { about, clock } from "./format.js";
 import * as live from "./live.js";
 import { icon } from "./shape.js";
 import { apply, load, plant, watch } from "./store.js";
@@ -171,8 +171,8 @@ function announce(alert) {
   if (!alert || alert.cleared_us || alert.silenced || announced.has(alert.number)) return;
   announced.add(alert.number);
   if (announced.size > 500) announced.delete(announced.values().next().value);
-  text(document.getElementById("announce"), `New alert. ${alert.asset}: ${alert.message}`);
-  toast(`${alert.asset}: ${alert.message}`, alert.severity, el("a", { href: `#/alert/${alert.number}` }, "Show the evidence"));
+  text(document.getElementById("announce"), `New alert. ${alert.asset}: ${about(alert.asset, alert.message)}`);
+  toast(`${alert.asset}: ${about(alert.asset, alert.message)}`, alert.severity, el("a", { href: `#/alert/${alert.number}` }, "Show the evidence"));
 }
 const announced = new Set();
 

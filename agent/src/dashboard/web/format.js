@@ -89,6 +89,12 @@ export function since(us, nowUs = Date.now() * 1000) {
   return `for ${duration(seconds)}`;
 }
 
+// What the gateway says of a machine, where its name stands beside it already.
+export function about(asset, message) {
+  const said = message.startsWith(`${asset} `) ? message.slice(asset.length + 1) : message;
+  return said && said[0].toUpperCase() + said.slice(1);
+}
+
 export function ago(us, nowUs = Date.now() * 1000) {
   if (us === null || us === undefined) return "never";
   const seconds = (nowUs - us) / 1e6;

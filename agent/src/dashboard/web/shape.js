@@ -22,6 +22,12 @@ export function lookOf(asset) {
   return asset.state in LOOKS ? asset.state : "ok";
 }
 
+// Since when it is so. A machine's own clock may run ahead of the gateway's; then what the gateway saw counts.
+export function sinceUs(asset) {
+  const raised = asset.alert?.raised_us;
+  return raised && raised <= Date.now() * 1000 ? raised : asset.since_us;
+}
+
 export const levelOf = (look) => LOOKS[look]?.level ?? "silent";
 export const wordOf = (look) => LOOKS[look]?.word ?? look;
 

@@ -4,7 +4,7 @@ import { del, get, part, post, put } from "../api.js";
 import { chart } from "../chart.js";
 import { attempt, problem } from "../dialog.js";
 import { el, fill, text } from "../dom.js";
-import { duration, number, percent, shortHash, time, withUnit } from "../format.js";
+import { about, duration, number, percent, shortHash, time, withUnit } from "../format.js";
 import * as live from "../live.js";
 import { icon, levelOf, sign, wordOf } from "../shape.js";
 import { plant } from "../store.js";
@@ -85,7 +85,7 @@ function head(alert) {
         "div",
         null,
         el("p.head-kicker", null, el(`span.head-word.${levelOf(alert.severity)}`, null, wordOf(alert.severity)), ` on `, el("a", { href: `#/asset/${part(alert.asset)}` }, alert.asset)),
-        el("h1", null, alert.message),
+        el("h1", null, about(alert.asset, alert.message)),
         el("p.head-state", null, [state, alert.acknowledged ? `acknowledged by ${alert.acknowledged.by ?? "somebody"}` : "not acknowledged", alert.verdict ? `found to be: ${VERDICTS[alert.verdict] ?? alert.verdict}` : null, alert.silenced ? "raised while silenced" : null].filter(Boolean).join(" · ")),
       ),
       el("dl.head-figures", null, el("div", null, el("dt", null, "Peak score"), el("dd", null, el("span.head-figure", null, number(alert.peak_score))))),
@@ -166,7 +166,7 @@ function similar(alert) {
     "section.panel",
     null,
     el("h2", null, "Seen before"),
-    el("ol.lines", null, list.map((one) => el("li", null, el("a", { href: `#/alert/${one.number}` }, `${one.asset}: ${one.message}`), el("span.soft", null, [time(one.raised_us), one.verdict ? VERDICTS[one.verdict] : null].filter(Boolean).join(" · "))))),
+    el("ol.lines", null, list.map((one) => el("li", null, el("a", { href: `#/alert/${one.number}` }, `${one.asset}: ${about(one.asset, one.message)}`), el("span.soft", null, [time(one.raised_us), one.verdict ? VERDICTS[one.verdict] : null].filter(Boolean).join(" · "))))),
   );
 }
 
@@ -183,7 +183,7 @@ function history(alert) {
       "li",
       null,
       el("p.note-head", null, el("b", null, note.verdict ? `${KINDS[note.kind] ?? note.kind}: ${VERDICTS[note.verdict] ?? note.verdict}` : (KINDS[note.kind] ?? note.kind)), note.by ? ` by ${note.by}` : ""),
-      note.text ? el("p", null, note.text) : null,
+      note.text ? el("p", null, about(alert.asset, note.text)) : null,
       el("p.soft", null, time(note.at_us)),
     ),
   );

@@ -4,9 +4,9 @@ import { get, part, post, put, del, query } from "../api.js";
 import { chart } from "../chart.js";
 import { ask, attempt, problem } from "../dialog.js";
 import { el, fill, text } from "../dom.js";
-import { count, duration, moment, number, since, time, withUnit } from "../format.js";
+import { about, count, duration, moment, number, since, time, withUnit } from "../format.js";
 import * as live from "../live.js";
-import { icon, levelOf, lookOf, sign, wordOf } from "../shape.js";
+import { icon, levelOf, lookOf, sign, sinceUs, wordOf } from "../shape.js";
 import { plant, watch } from "../store.js";
 import { silenceForm } from "./silence.js";
 
@@ -47,6 +47,7 @@ export function assetView(place, { parts, parameters, who }) {
   let drawn = new Map();
   let scoreChart = null;
   let buffer = null;
+  let newestUs = null;
   let request = null;
   let gone = false;
 
@@ -65,7 +66,8 @@ export function assetView(place, { parts, parameters, who }) {
     if (span === null) {
       [shown.fromUs, shown.toUs] = [null, null];
     } else {
-      const end = detail?.last_us ?? Date.now() * 1000;
+      // Charts are in the machine's time, which need not be the gateway's.
+      const end = newestUs ?? detail?.last_us ?? Date.now() * 1000;
       [shown.fromUs, shown.toUs] = bounds ?? [end - span * 1e6, end];
     }
     const zoomed = span === "zoom" ? query({ from: shown.fromUs, to: shown.toUs }) : "";
@@ -127,6 +129,7 @@ export function assetView(place, { parts, parameters, who }) {
     ensure(buffer.channels);
     const marks = alertMarks();
     const timesUs = buffer.times_us;
+    newestUs = timesUs.at(-1) ?? newestUs;
     for (const channel of buffer.channels) drawn.get(channel.name)?.update({ timesUs, values: channel.values }, marks);
     scoreChart.node.hidden = !buffer.scores?.some((score) => score !== null);
     if (!scoreChart.node.hidden) scoreChart.update({ timesUs, values: buffer.scores }, marks);
@@ -219,7 +222,7 @@ export function assetView(place, { parts, parameters, who }) {
       const list = await get(`/alerts${query({ asset: name, limit: 5 })}`);
       if (gone) return;
       fill(past, list.items.length
-        ? el("ol.lines", null, list.items.map((alert) => el("li", null, el("a", { href: `#/alert/${alert.number}` }, alert.message), el("span.soft", null, `${time(alert.raised_us)}${alert.cleared_us ? `, for ${duration((alert.cleared_us - alert.raised_us) / 1e6)}` : ", up now"}`))))
+        ? el("ol.lines", null, list.items.map((alert) => el("li", null, el("a", { href: `#/alert/${alert.number}` }, about(name, alert.message)), el("span.soft", null, `${time(alert.raised_us)}${alert.cleared_us ? `, for ${duration((alert.cleared_us - alert.raised_us) / 1e6)}` : ", up now"}`))))
         : el("p.soft", null, "None so far."));
     } catch {
       // The list is asked for again with the next alert.
@@ -279,14 +282,14 @@ function heading(name) {
       drawn = look;
       const quiet = asset.silenced_until_us ? `, silenced until ${moment(asset.silenced_until_us)}` : "";
       const learning = asset.learning ? `, ${count(asset.learning.rows)} of ${count(asset.learning.of)} rows` : "";
-      text(state, `${wordOf(look)} ${since(asset.since_us)}${learning}${quiet}`);
+      text(state, `${wordOf(look)} ${since(sinceUs(asset))}${learning}${quiet}`);
       text(health, asset.health === null || asset.health === undefined ? "–" : Math.round(asset.health));
       text(score, number(asset.score));
       alert.hidden = !asset.alert;
       if (asset.alert) {
         alert.className = `head-alert ${levelOf(asset.alert.severity)}`;
         alert.href = `#/alert/${asset.alert.number}`;
-        text(alert, asset.alert.message);
+        text(alert, about(asset.asset, asset.alert.message));
       }
     },
   };

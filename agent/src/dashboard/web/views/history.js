@@ -3,7 +3,7 @@
 import { get, query } from "../api.js";
 import { problem } from "../dialog.js";
 import { el, fill } from "../dom.js";
-import { duration, number, time } from "../format.js";
+import { about, duration, number, time } from "../format.js";
 import * as live from "../live.js";
 import { badge } from "../shape.js";
 import { VERDICTS } from "./alert.js";
@@ -77,7 +77,7 @@ function alertRow(alert) {
     null,
     el("td.severity", null, badge(alert.severity)),
     el("td.nowrap.wide-only", null, el("a", { href: `#/asset/${encodeURIComponent(alert.asset)}` }, alert.asset)),
-    el("td.wide", null, el("span.phone-only", null, alert.asset), el("a.strong", { href: `#/alert/${alert.number}` }, alert.message), alert.notes ? el("span.soft", null, `${alert.notes} ${alert.notes === 1 ? "note" : "notes"}`) : null),
+    el("td.wide", null, el("span.phone-only", null, alert.asset), el("a.strong", { href: `#/alert/${alert.number}` }, about(alert.asset, alert.message)), alert.notes ? el("span.soft", null, `${alert.notes} ${alert.notes === 1 ? "note" : "notes"}`) : null),
     el("td.nowrap", null, time(alert.raised_us)),
     el("td.nowrap.wide-only", null, alert.cleared_us ? duration((alert.cleared_us - alert.raised_us) / 1e6) : el("b", null, "up now")),
     el("td.num.wide-only", null, number(alert.peak_score)),

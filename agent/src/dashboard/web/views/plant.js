@@ -1,8 +1,8 @@
 // The plant: every machine, the worst first, and the gateway's own figures.
 
 import { el, fill, keyed, text } from "../dom.js";
-import { bytes, clock, count, duration, moment, number, plural, since } from "../format.js";
-import { STATES, STATE_WORDS, icon, levelOf, lookOf, meter, sign, wordOf } from "../shape.js";
+import { about, bytes, clock, count, duration, moment, number, plural, since } from "../format.js";
+import { STATES, STATE_WORDS, icon, levelOf, lookOf, meter, sign, sinceUs, wordOf } from "../shape.js";
 import { plant, troubled, watch, worstFirst } from "../store.js";
 
 // What was chosen stays while other views are open.
@@ -119,7 +119,7 @@ function stateFilters(changed) {
 
 // What is said about a machine in one line.
 export function story(asset) {
-  if (asset.alert) return asset.alert.message;
+  if (asset.alert) return about(asset.asset, asset.alert.message);
   if (asset.state === "silent") return "Nothing comes from it. Check its power and its network.";
   if (asset.state === "alarm") return asset.top_channel ? `Above its threshold, mostly ${asset.top_channel}` : "Above its threshold";
   if (asset.state === "recovering") return "Coming back to what was learned";
@@ -155,7 +155,7 @@ function visitRow() {
       text(score, asset.score === null || asset.score === undefined ? "" : number(asset.score));
       scoreBox.hidden = !score.textContent;
       gauge.update(asset.score, look);
-      text(age, since(asset.alert?.raised_us ?? asset.since_us));
+      text(age, since(sinceUs(asset)));
     },
   };
 }

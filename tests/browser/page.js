@@ -80,7 +80,7 @@ async function signIn(page, user, password) {
 async function openAs(browser, url, login, options = {}) {
   const page = await open(browser, url, options);
   await signIn(page, login.user, login.password);
-  await page.locator("#views").waitFor();
+  await page.locator("#views a").first().waitFor({ state: "attached" });
   if (options.at) await go(page, options.at);
   return page;
 }

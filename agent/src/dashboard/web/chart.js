@@ -121,7 +121,7 @@ export function chart({ title, unit = null, expected = null, limit = null, floor
       {
         width: Math.max(place.clientWidth, 120),
         height,
-        padding: [10, 4, 0, 0],
+        padding: [10, 18, 0, 0],
         legend: { show: false },
         cursor: { sync: sync ? { key: sync } : undefined, drag: { x: Boolean(zoom), y: false, dist: DRAG_PX_MIN, setScale: false }, points: { size: 7 } },
         scales: { x: { time: true }, y: { range } },

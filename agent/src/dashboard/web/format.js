@@ -92,7 +92,7 @@ export function since(us, nowUs = Date.now() * 1000) {
 // What the gateway says of a machine, where its name stands beside it already.
 export function about(asset, message) {
   const said = message.startsWith(`${asset} `) ? message.slice(asset.length + 1) : message;
-  return said && said[0].toUpperCase() + said.slice(1);
+  return said && (said[0].toUpperCase() + said.slice(1)).replace(/(\d) %/g, "$1\u00a0%");
 }
 
 export function ago(us, nowUs = Date.now() * 1000) {

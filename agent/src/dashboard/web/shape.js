@@ -16,9 +16,11 @@ const LOOKS = {
 export const STATES = ["alarm", "recovering", "silent", "learning", "ok"];
 export const STATE_WORDS = { alarm: "In alarm", recovering: "Recovering", silent: "Silent", learning: "Learning", ok: "As learned" };
 
-// The look of an asset's summary: the severity of its alert goes before its state.
+// The look of an asset's summary: the severity of its alert goes before its state, until nothing comes from it any more, or it
+// is below its threshold again.
 export function lookOf(asset) {
-  if (asset.alert && asset.state !== "recovering" && asset.state !== "silent") return asset.alert.severity;
+  const back = asset.state === "silent" || (asset.state === "recovering" && (asset.score ?? 0) < (asset.threshold ?? 1));
+  if (asset.alert && !back) return asset.alert.severity;
   return asset.state in LOOKS ? asset.state : "ok";
 }
 
@@ -30,6 +32,12 @@ export function sinceUs(asset) {
 
 export const levelOf = (look) => LOOKS[look]?.level ?? "silent";
 export const wordOf = (look) => LOOKS[look]?.word ?? look;
+
+// The same for an asset: what is well below the worst of its episode is told so.
+export function stateWord(asset) {
+  const look = lookOf(asset);
+  return asset.state === "recovering" && look !== "recovering" ? `${wordOf(look)}, getting better` : wordOf(look);
+}
 
 // The sign alone; the word stands beside it or is given to screen readers by the caller.
 export function sign(look, extra = "") {

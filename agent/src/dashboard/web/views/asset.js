@@ -6,7 +6,7 @@ import { ask, attempt, problem } from "../dialog.js";
 import { el, fill, text } from "../dom.js";
 import { about, count, duration, moment, number, since, time, withUnit } from "../format.js";
 import * as live from "../live.js";
-import { icon, levelOf, lookOf, sign, sinceUs, wordOf } from "../shape.js";
+import { icon, levelOf, lookOf, sign, sinceUs, stateWord } from "../shape.js";
 import { plant, watch } from "../store.js";
 import { silenceForm } from "./silence.js";
 
@@ -282,7 +282,7 @@ function heading(name) {
       drawn = look;
       const quiet = asset.silenced_until_us ? `, silenced until ${moment(asset.silenced_until_us)}` : "";
       const learning = asset.learning ? `, ${count(asset.learning.rows)} of ${count(asset.learning.of)} rows` : "";
-      text(state, `${wordOf(look)} ${since(sinceUs(asset))}${learning}${quiet}`);
+      text(state, `${stateWord(asset)} ${since(sinceUs(asset))}${learning}${quiet}`);
       text(health, asset.health === null || asset.health === undefined ? "–" : Math.round(asset.health));
       text(score, number(asset.score));
       alert.hidden = !asset.alert;

@@ -2,7 +2,7 @@
 
 import { el, fill, keyed, text } from "../dom.js";
 import { about, bytes, clock, count, duration, moment, number, plural, since } from "../format.js";
-import { STATES, STATE_WORDS, icon, levelOf, lookOf, meter, sign, sinceUs, wordOf } from "../shape.js";
+import { STATES, STATE_WORDS, icon, levelOf, lookOf, meter, sign, sinceUs, stateWord, wordOf } from "../shape.js";
 import { plant, troubled, watch, worstFirst } from "../store.js";
 
 // What was chosen stays while other views are open.
@@ -148,7 +148,7 @@ function visitRow() {
       link.className = `visit ${levelOf(look)}${asset.alert?.acknowledged ? " known" : ""}`;
       link.href = asset.alert ? `#/alert/${asset.alert.number}` : `#/asset/${encodeURIComponent(asset.asset)}`;
       text(name, asset.asset);
-      text(word, wordOf(look));
+      text(word, stateWord(asset));
       text(message, story(asset));
       text(notes, remarks(asset).join(" · "));
       notes.hidden = !notes.textContent;

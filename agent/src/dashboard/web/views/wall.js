@@ -2,7 +2,7 @@
 
 import { el, fill, keyed, text } from "../dom.js";
 import { plural, since } from "../format.js";
-import { STATES, STATE_WORDS, levelOf, lookOf, sign, sinceUs, wordOf } from "../shape.js";
+import { STATES, STATE_WORDS, levelOf, lookOf, sign, sinceUs, stateWord } from "../shape.js";
 import { plant, troubled, watch, worstFirst } from "../store.js";
 import { story } from "./plant.js";
 
@@ -66,7 +66,7 @@ function lamp() {
       drawn = look;
       node.className = `wall-lamp ${levelOf(look)}${asset.alert?.acknowledged ? " known" : ""}`;
       text(name, asset.asset);
-      text(word, `${wordOf(look)} ${since(sinceUs(asset))}${asset.alert?.acknowledged ? ", acknowledged" : ""}`);
+      text(word, `${stateWord(asset)} ${since(sinceUs(asset))}${asset.alert?.acknowledged ? ", acknowledged" : ""}`);
       text(message, story(asset));
     },
   };

@@ -16,7 +16,7 @@ use crate::script::Browser;
 use crate::stage::Stage;
 
 /// What is played, and what it claims.
-const SCENARIOS: [(&str, &str); 10] = [
+const SCENARIOS: [(&str, &str); 11] = [
     ("signs_in", "a wrong password is refused, the right one lets in, and signing out ends it"),
     ("a_fault_appears_live", "a fault appears while the page is open, leads to its evidence and takes feedback"),
     ("a_chart_is_looked_into", "the live chart moves, and dragging over it shows the stored history"),
@@ -26,6 +26,7 @@ const SCENARIOS: [(&str, &str); 10] = [
     ("fits_phone_and_wall", "nothing is wider than a phone, and a wall is read from afar"),
     ("a_script_is_only_text", "a script in a machine's name is text"),
     ("is_accessible", "no view has a serious fault that axe-core knows of, and all work by keyboard"),
+    ("redraws_smoothly", "ten thousand points are drawn again within a frame or two"),
     ("is_light", "the page weighs at most 300 KB with 200 machines"),
 ];
 

@@ -73,6 +73,9 @@ async function a_chart_is_looked_into({ browser, url, logins }) {
   await page.mouse.up();
   await page.getByRole("button", { name: "Back to live" }).waitFor();
   await until(page, () => /from=\d+&to=\d+/.test(location.hash) && / to /.test(document.querySelector(".range").textContent));
+  const from = await page.evaluate(() => Number(location.hash.match(/from=(\d+)/)[1]));
+  await page.getByRole("button", { name: "Earlier" }).click();
+  await until(page, (was) => Number(location.hash.match(/from=(\d+)/)?.[1]) < was, from);
   await page.getByRole("button", { name: "Back to live" }).click();
   await until(page, () => !location.hash.includes("from="));
   sound(page);
@@ -223,6 +226,34 @@ async function check(page, axe, where) {
   expect(bad.length === 0, `${where}: ${told.join("\n")}`);
 }
 
+// Ten thousand points are drawn again within a frame or two; how long it takes is told.
+async function redraws_smoothly({ browser, url, logins }) {
+  const page = await openAs(browser, url, logins.viewer);
+  const figures = await page.evaluate(async () => {
+    const { chart } = await import("/web/chart.js");
+    const points = 10_000;
+    const drawn = chart({ title: "Ten thousand", expected: { low: -1, mean: 0, high: 1 } });
+    document.querySelector("main").prepend(drawn.node);
+    const series = (turn) => ({ timesUs: Array.from({ length: points }, (_, at) => (at + turn) * 1e6), values: Array.from({ length: points }, (_, at) => Math.sin((at + turn) / 50) + Math.sin(at * 7.3) / 5) });
+    await drawn.update(series(0));
+    const times = [];
+    for (let turn = 1; turn <= 40; turn += 1) {
+      const next = series(turn);
+      await new Promise(requestAnimationFrame);
+      const begin = performance.now();
+      await drawn.update(next);
+      // uPlot draws in a microtask.
+      await Promise.resolve();
+      times.push(performance.now() - begin);
+    }
+    times.sort((a, b) => a - b);
+    return { points, redraw_ms_median: Number(times[20].toFixed(1)), redraw_ms_p90: Number(times[36].toFixed(1)), width: document.querySelector("main canvas").width };
+  });
+  expect(figures.width > 0, "nothing was drawn");
+  sound(page);
+  return figures;
+}
+
 // With 200 machines the page weighs at most 300 KB, every file of it, and the time to the first meaningful paint is told.
 async function is_light({ browser, url, logins }) {
   await ask("let 200 machines report");
@@ -262,5 +293,6 @@ module.exports = {
   fits_phone_and_wall,
   a_script_is_only_text,
   is_accessible,
+  redraws_smoothly,
   is_light,
 };

@@ -130,6 +130,21 @@ mod tests {
         assert_eq!(files, served);
     }
 
+    // A browser that has a page of this program gets no body again; one with another's does.
+    #[test]
+    fn pages_are_kept_until_they_change() {
+        let page = PAGES.iter().find(|page| page.path == "/").unwrap();
+        let asked = |tag: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::IF_NONE_MATCH, tag.parse().unwrap());
+            page.serve(&headers).status()
+        };
+        assert_eq!(page.serve(&HeaderMap::new()).headers()[header::ETAG], TAG.as_str());
+        assert_eq!(asked(&TAG), StatusCode::NOT_MODIFIED);
+        assert_eq!(asked(&format!("\"another\", W/{}", *TAG)), StatusCode::NOT_MODIFIED);
+        assert_eq!(asked("\"another\""), StatusCode::OK);
+    }
+
     // All pages together, uncompressed, weigh less than a phone in a hall can be asked to load.
     #[test]
     fn pages_are_light() {

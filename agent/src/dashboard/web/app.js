@@ -150,17 +150,20 @@ function frame() {
   );
 }
 
-function connection(state, lastMs, before) {
+let wasLost = false;
+function connection(state, lastMs) {
   const pulse = document.getElementById("pulse");
   if (pulse) {
     pulse.className = `pulse ${state}`;
-    text(pulse, { live: "Live", lost: "Offline", connecting: "Connecting" }[state]);
+    text(pulse, { live: "Live", lost: "Offline", connecting: "Connecting", polling: "Every few seconds" }[state]);
   }
   banner.hidden = state !== "lost";
   if (state === "lost") {
     text(banner, `The gateway does not answer. What you see was known at ${clock((lastMs || Date.now()) * 1000)}; trying again…`);
   }
-  if (state === "live" && before === "lost") {
+  if (state === "lost") wasLost = true;
+  if (state === "live" && wasLost) {
+    wasLost = false;
     toast("Connected again.");
     load().catch(() => {});
     window.dispatchEvent(new Event("reconnected"));

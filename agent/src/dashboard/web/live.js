@@ -5,6 +5,7 @@ import { get, query } from "./api.js";
 const RETRY_MS = [500, 1000, 2000, 4000, 8000];
 // The gateway beats every 5 s in comments, which a page cannot see: after so long without an event it asks.
 const QUIET_MS = 15_000;
+const POLL_MS_MAX = 5_000;
 const EVENTS = ["plant", "rows", "alert", "models", "reset"];
 
 const listeners = new Map(EVENTS.map((name) => [name, new Set()]));
@@ -23,7 +24,7 @@ export function on(name, callback) {
   return () => listeners.get(name).delete(callback);
 }
 
-// "connecting", "live" or "lost", with the time of the last sign of life.
+// "connecting", "live", "polling" (the gateway answers, but streams to others) or "lost", with the time of the last sign of life.
 export function onState(callback) {
   stateListeners.add(callback);
   callback(state, lastMs);
@@ -32,9 +33,8 @@ export function onState(callback) {
 
 function turn(next) {
   if (next === state) return;
-  const before = state;
   state = next;
-  for (const callback of stateListeners) callback(state, lastMs, before);
+  for (const callback of stateListeners) callback(state, lastMs);
 }
 
 export function start() {
@@ -73,13 +73,12 @@ function open() {
   };
   mine.onerror = () => {
     if (source !== mine) return;
-    turn("lost");
+    if (state === "live") turn("connecting");
     // The browser tries again by itself after a network error, but slowly and not after an answer it does not like.
     close();
     retryTimer = setTimeout(open, RETRY_MS[Math.min(retries, RETRY_MS.length - 1)]);
     retries += 1;
-    // A session that has ended shows as 401 here, which signs the page out.
-    get("/plant").catch(() => {});
+    poll();
   };
   for (const name of EVENTS) {
     mine.addEventListener(name, (event) => {
@@ -95,17 +94,24 @@ function open() {
   }
 }
 
+// Asks instead of being told. A session that has ended shows as 401 here, which signs the page out.
+async function poll() {
+  try {
+    const now = await get("/plant", { signal: AbortSignal.timeout(POLL_MS_MAX) });
+    lastMs = Date.now();
+    if (state !== "live") turn("polling");
+    const event = { gateway: now.gateway, counts: now.counts, changed: now.assets };
+    for (const callback of listeners.get("plant")) callback(event);
+  } catch {
+    if (wanted) turn("lost");
+  }
+}
+
 setInterval(async () => {
   if (state !== "live" || Date.now() - lastMs < QUIET_MS) return;
-  try {
-    await get("/plant", { signal: AbortSignal.timeout(5000) });
-    lastMs = Date.now();
-  } catch {
-    if (state !== "live") return;
-    turn("lost");
-    open();
-  }
-}, 5000);
+  await poll();
+  if (state === "lost") open();
+}, POLL_MS_MAX);
 
 // A phone that wakes up does not wait for the next try.
 document.addEventListener("visibilitychange", () => {

@@ -47,11 +47,18 @@ export function troubled(asset) {
   return Boolean(asset.alert) || asset.state === "alarm" || asset.state === "recovering" || asset.state === "silent";
 }
 
+// Scores in steps of a factor of 1.4: rows that are about as bad do not change places every second.
+function step(score) {
+  return score > 0 ? Math.round(2 * Math.log2(score)) : -Infinity;
+}
+
+const compare = (a, b) => (a === b ? 0 : a - b);
+
 export function worstFirst(assets) {
   return [...assets].sort(
     (a, b) =>
       urgency(b) - urgency(a) ||
-      (troubled(a) ? (b.score ?? 0) - (a.score ?? 0) : 0) ||
+      (troubled(a) ? compare(step(b.score), step(a.score)) : 0) ||
       a.asset.localeCompare(b.asset, "en", { numeric: true }),
   );
 }

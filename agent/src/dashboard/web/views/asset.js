@@ -34,13 +34,26 @@ export function assetView(place, { parts, parameters, who }) {
   const spans = el("div.segments", { role: "group", "aria-label": "Time shown" });
   const range = el("p.range");
   const reset = el("button.quiet", { type: "button", hidden: true, onclick: () => choose(null, null) }, "Back to live");
+  // The same as dragging, for keyboard and touch.
+  const move = (shift, scale) => () => {
+    const [middle, half] = [(shown.fromUs + shown.toUs) / 2, (shown.toUs - shown.fromUs) / 2];
+    zoom(Math.round(middle + half * (shift - scale)), Math.round(middle + half * (shift + scale)));
+  };
+  const moves = el(
+    "div.segments",
+    { role: "group", "aria-label": "Move in time", hidden: true },
+    el("button", { type: "button", onclick: move(-1, 1) }, "Earlier"),
+    el("button", { type: "button", onclick: move(1, 1) }, "Later"),
+    el("button", { type: "button", onclick: move(0, 0.5) }, "Closer"),
+    el("button", { type: "button", onclick: move(0, 2) }, "Wider"),
+  );
   const charts = el("div.charts");
   const side = el("div.side");
   fill(
     place,
     head.node,
     trouble,
-    el("div.asset", null, el("section", { "aria-label": "Charts" }, el("div.chart-bar", null, spans, range, reset), charts), side),
+    el("div.asset", null, el("section", { "aria-label": "Charts" }, el("div.chart-bar", null, spans, moves, reset, range), charts), side),
   );
 
   let detail = null;
@@ -79,6 +92,7 @@ export function assetView(place, { parts, parameters, who }) {
   function mark() {
     for (const [button, span] of buttons) button.setAttribute("aria-pressed", String(span === shown.span));
     reset.hidden = shown.span !== "zoom";
+    moves.hidden = shown.span === null;
     range.classList.toggle("drag", shown.span === null);
     if (shown.span === null) text(range, "Drag over a chart to look closer");
   }

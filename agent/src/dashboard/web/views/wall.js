@@ -8,6 +8,8 @@ import { story } from "./plant.js";
 
 // Lamps that are lit large; more are counted.
 const LIT_MAX = 6;
+// Others that are named: what fits below six lamps; the rest is in the counts.
+const UNLIT_MAX = 60;
 
 export function wallView(place) {
   const lit = el("ol.wall-lit", { "aria-label": "Machines that need a visit" });
@@ -37,9 +39,10 @@ export function wallView(place) {
     lit.hidden = !bad.length;
     more.hidden = bad.length <= LIT_MAX;
     text(more, `and ${plural(bad.length - LIT_MAX, "more machine")}: ${bad.slice(LIT_MAX, LIT_MAX + 8).map((asset) => asset.asset).join(", ")}`);
-    keyed(unlit, knownUnlit, good, (asset) => asset.asset, window);
-    unlit.classList.toggle("many", good.length > 24);
-    unlit.classList.toggle("crowd", good.length > 80);
+    const named = good.slice(0, UNLIT_MAX);
+    keyed(unlit, knownUnlit, named, (asset) => asset.asset, window);
+    unlit.classList.toggle("many", named.length > 12);
+    unlit.classList.toggle("crowd", named.length > 24);
     keyed(counts, knownCounts, STATES.filter((state) => plant.counts[state]), (state) => state, counter);
   }
   draw();

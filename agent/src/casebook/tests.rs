@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::alarm::evidence::Sensor;
+use crate::alarm::evidence::{Sensor, Signal};
 use crate::alarm::message::{AlertEvent, EventKind};
 use crate::state::{Checkpoint, Deed, SilenceChange};
 
@@ -91,6 +91,28 @@ fn an_alert_is_one_case() {
     let kinds: Vec<NoteKind> = notes.iter().map(|note| note.kind).collect();
     use NoteKind::{Acknowledge, Clear, Feedback, Raise, Update};
     assert_eq!(kinds, [Raise, Acknowledge, Feedback, Acknowledge, Update, Clear]);
+}
+
+// A case shows the signal around its onset however long the alert goes on, though later events no longer have it.
+#[test]
+fn a_case_keeps_the_signal_of_its_onset() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let mut signals = [(2, 1), (2, 3), (0, 9)].map(|(before, after)| Signal {
+        channel: "flow".to_owned(),
+        times_us: (0..before + after).collect(),
+        before: vec![Some(1.0); before as usize],
+        after: vec![Some(2.0); after as usize],
+    });
+    for (number, kind) in [(1, EventKind::Raise), (2, EventKind::Update), (3, EventKind::Update)] {
+        let mut event = event("pump-1", 1, number, kind, if number == 3 { "pressure" } else { "flow" });
+        signals.rotate_left(usize::from(number > 1));
+        event.evidence.signal = vec![signals[0].clone()];
+        store(&state, vec![event]);
+    }
+    let evidence = state.case(1).unwrap().unwrap().evidence;
+    assert_eq!((evidence.signal[0].before.len(), evidence.signal[0].after.len()), (2, 3));
+    assert_eq!(evidence.sensors[0].channel, "pressure");
 }
 
 // Lists are filtered by machine and state and cut into pages that miss nothing and repeat nothing.

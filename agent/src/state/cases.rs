@@ -4,6 +4,7 @@
 //! (the audit trail of people), and their bounds. Events of the pipeline and what people did are stored in the transaction of a checkpoint;
 //! reading is done on a connection of its own. Types and meaning are the casebook's.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
@@ -130,9 +131,10 @@ pub(super) fn store_event(transaction: &Transaction<'_>, event: &AlertEvent, now
             shares
         ])?;
     let keep = if cleared { "INSERT OR IGNORE" } else { "INSERT OR REPLACE" };
+    let kept = with_onset(transaction, number, event)?;
     transaction
         .prepare_cached(&format!("{keep} INTO alert_event (number, event) VALUES (?1, ?2)"))?
-        .execute(params![number, serde_json::to_vec(event).unwrap_or_default()])?;
+        .execute(params![number, serde_json::to_vec(&*kept).unwrap_or_default()])?;
     let kind = match event.event {
         EventKind::Raise => NoteKind::Raise,
         EventKind::Update => NoteKind::Update,
@@ -145,6 +147,29 @@ pub(super) fn store_event(transaction: &Transaction<'_>, event: &AlertEvent, now
         drop_old_alerts(transaction)?;
     }
     Ok(())
+}
+
+/// The event with the signal that shows the onset: the rows before it leave the memory while an alert goes on, and what is told
+/// later begins after it.
+fn with_onset<'e>(
+    transaction: &Transaction<'_>,
+    number: i64,
+    event: &'e AlertEvent,
+) -> Result<Cow<'e, AlertEvent>, StateError> {
+    let stored: Option<Vec<u8>> = transaction
+        .prepare_cached("SELECT event FROM alert_event WHERE number = ?1")?
+        .query_row([number], |row| row.get(0))
+        .optional()?;
+    let stored = stored.and_then(|bytes| serde_json::from_slice::<AlertEvent>(&bytes).ok());
+    let rows_before = |event: &AlertEvent| event.evidence.signal.iter().map(|signal| signal.before.len()).max();
+    Ok(match stored {
+        Some(stored) if rows_before(&stored) > rows_before(event) => {
+            let mut kept = event.clone();
+            kept.evidence.signal = stored.evidence.signal;
+            Cow::Owned(kept)
+        }
+        _ => Cow::Borrowed(event),
+    })
 }
 
 fn shares(event: &AlertEvent) -> Shares {

@@ -35,9 +35,8 @@ pub(super) fn read(
     let mut reader = log.reader()?;
     let (oldest, head) = (log.oldest(), log.head());
     let begin = first_since(&mut reader, (oldest, head), from_us.saturating_sub(MARGIN_US))?;
-    let begins_early = begin == oldest && received_us(&mut reader, oldest)?.is_none_or(|at| at > from_us);
     let end = first_since(&mut reader, (begin, head), to_us.saturating_add(MARGIN_US))?;
-    if begins_early || end.0.saturating_sub(begin.0) > MESSAGES_MAX {
+    if end.0.saturating_sub(begin.0) > MESSAGES_MAX {
         return Ok(None);
     }
     let mut found = Rows::default();

@@ -155,11 +155,24 @@ impl Historian {
         let query = SeriesQuery { from_us, to_us, ..query.clone() };
         if step_us(&query, 1) < Tier::Fine.bucket_us()
             && let Some(rows) = raw::read(&self.parts.log, &self.parts.sources, &query.asset, (from_us, to_us))?
+            && !self.knows_before(&query, &rows)?
         {
             return self.of_rows(&query, &rows);
         }
         let tier = self.tier(&query)?;
         self.of_buckets(&query, tier)
+    }
+
+    /// Whether buckets tell of a part of the span that is in the log no more.
+    fn knows_before(&self, query: &SeriesQuery, rows: &Rows) -> Result<bool, HistoryError> {
+        let first_us = rows.rows.keys().next().copied().unwrap_or(query.to_us);
+        let span = (query.from_us, first_us.saturating_sub(Tier::Fine.bucket_us()));
+        let mut known = false;
+        if span.0 < span.1 {
+            let waiting = self.shared.pending().of(&query.asset, span);
+            self.buckets(query, Tier::Fine, span, &waiting, &mut |_, _| known = true)?;
+        }
+        Ok(known)
     }
 
     /// The fine tier while a point is shorter than a coarse bucket, and it reaches back as far.

@@ -224,11 +224,12 @@ fn telemetry(second: i64, flow: f32) -> Append {
 }
 
 // A short span is shown row by row from the log, with the score of each row's bucket; rows that are more than the points are
-// merged and no peak is lost; a span that begins before the log is the buckets' to show.
+// merged and no peak is lost; a span of which the log has dropped a part is the buckets' to show, one that begins before the machine
+// is not.
 #[tokio::test]
 async fn a_short_span_is_shown_row_by_row() {
     let plant = Plant::new(64 << 20);
-    plant.checkpoint(vec![recorded(&["flow"], day(0, 360))]);
+    plant.checkpoint(vec![recorded(&["flow"], day(55, 360))]);
     let rows = (600..1_200).map(|second| telemetry(second, if second == 777 { 1e6 } else { second as f32 }));
     plant.log.append(rows.collect()).await.unwrap();
     let at = |second: i64| BEGIN_US + second * SECOND_US;
@@ -240,6 +241,11 @@ async fn a_short_span_is_shown_row_by_row() {
     assert_eq!((merged.source, merged.step_us), (Source::Raw, 100 * SECOND_US / 30 + 1));
     assert!(merged.times_us.len() <= 31 && merged.channels[0].line.max.contains(&1e6));
     assert_eq!(plant.series(at(500), at(800), 300).source, Source::Fine);
+    let young = Plant::new(64 << 20);
+    young.checkpoint(vec![recorded(&["flow"], day(60, 100))]);
+    young.log.append((600..800).map(|second| telemetry(second, 1.0)).collect()).await.unwrap();
+    let first = young.series(at(0), at(800), 800);
+    assert_eq!((first.source, first.times_us.len()), (Source::Raw, 200));
     assert_eq!(plant.series(at(700), at(1_200), 50).source, Source::Fine);
 }
 

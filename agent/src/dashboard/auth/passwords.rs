@@ -18,11 +18,15 @@ use crate::config::{HTTP_USERS_MAX, HttpUser};
 /// One at a time: 19 MiB and some 20 ms of one core, beside those of MQTT clients.
 const VERIFICATIONS_MAX: usize = 1;
 
-/// Wrong passwords for one user, from networks where that user has not signed in, before all such networks have to wait.
+/// Wrong passwords for one name, from networks where that user has not signed in, before all such networks have to wait.
 const USER_FAILURES_MAX: f64 = 50.0;
 
 /// How many of them are forgiven per second: 360 guesses an hour.
 const USER_FORGIVEN_PER_S: f64 = 0.1;
+
+/// Names whose wrong passwords are counted, by their hash; 4,096 × about 80 bytes = 320 KiB. Those that are no user's too, or the
+/// counting would tell which are.
+const NAMES_MAX: usize = 4_096;
 
 /// Networks that are remembered for having signed somebody in; 4,096 × 40 bytes = 160 KiB.
 const FAMILIAR_MAX: usize = 4_096;
@@ -40,7 +44,7 @@ const BASIC_BYTES_MAX: usize = 1_024;
 pub(super) struct Passwords {
     verifier: Verifier,
     roles: HashMap<String, Role>,
-    by_user: Attempts<String>,
+    by_user: Attempts<Key>,
     familiar: Mutex<HashSet<(String, Network)>>,
     verified: Mutex<HashMap<Key, (Principal, Instant)>>,
 }
@@ -64,7 +68,7 @@ impl Passwords {
         Ok(Passwords {
             verifier: Verifier::new(hashes, VERIFICATIONS_MAX),
             roles: users.iter().map(|user| (user.name.clone(), user.role)).collect(),
-            by_user: Attempts::new(USER_FAILURES_MAX, USER_FORGIVEN_PER_S, HTTP_USERS_MAX),
+            by_user: Attempts::new(USER_FAILURES_MAX, USER_FORGIVEN_PER_S, NAMES_MAX),
             familiar: Mutex::default(),
             verified: Mutex::default(),
         })
@@ -73,9 +77,9 @@ impl Passwords {
     /// Verifies a name and a password that came from `network`.
     pub(super) async fn verify(&self, network: Network, name: &str, password: &[u8]) -> Outcome {
         let role = self.roles.get(name).copied();
-        let place = (name.to_owned(), network);
+        let (place, key) = ((name.to_owned(), network), Key::of(name.as_bytes()));
         let is_familiar = self.familiar.lock().unwrap_or_else(PoisonError::into_inner).contains(&place);
-        if !is_familiar && let Some(wait) = self.by_user.wait(&place.0, Instant::now()) {
+        if !is_familiar && let Some(wait) = self.by_user.wait(&key, Instant::now()) {
             return Outcome::TooMany { wait };
         }
         match (self.verifier.verify(network, name, password).await, role) {
@@ -85,8 +89,8 @@ impl Passwords {
             }
             (Verdict::TooMany { wait }, _) => Outcome::TooMany { wait },
             (Verdict::Wrong | Verdict::Right, role) => {
-                if role.is_some() && !is_familiar {
-                    self.by_user.failed(place.0, Instant::now());
+                if !is_familiar {
+                    self.by_user.failed(key, Instant::now());
                 }
                 let user = if role.is_some() { name } else { "somebody unknown" };
                 tracing::warn!(user, network = %network, "a wrong password over HTTP");
@@ -151,6 +155,47 @@ fn decode(authorization: &[u8]) -> Option<(String, Vec<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn ada() -> Passwords {
+        let hash = millwright_broker::hash_password(b"nine red tractors").unwrap();
+        let text = format!(
+            "[gateway]\nid = \"gw\"\n[[http.user]]\nname = \"ada\"\npassword_hash = \"{hash}\"\nrole = \"viewer\"\n"
+        );
+        let loaded = crate::config::Config::parse(&text, "f", std::path::Path::new("")).unwrap();
+        Passwords::new(&loaded.config.http.users).unwrap()
+    }
+
+    // Guesses at one name from many networks end in a wait, whether it is a user's or not; where the user has signed in before,
+    // the user is let in all the same.
+    #[tokio::test]
+    async fn a_user_is_not_locked_out() {
+        let passwords = ada();
+        let network = |n: u8| Network::from(std::net::IpAddr::from([10, 0, 0, n]));
+        let known = Outcome::Known(Principal { name: "ada".to_owned(), role: Role::Viewer });
+        assert_eq!(passwords.verify(network(0), "ada", b"nine red tractors").await, known);
+        let now = Instant::now();
+        for name in ["ada", "bob"] {
+            for _ in 0..60 {
+                passwords.by_user.failed(Key::of(name.as_bytes()), now);
+            }
+            let outcome = passwords.verify(network(1), name, b"nine red tractors").await;
+            assert!(matches!(outcome, Outcome::TooMany { .. }), "{name}: {outcome:?}");
+        }
+        assert_eq!(passwords.verify(network(0), "ada", b"nine red tractors").await, known);
+    }
+
+    // Credentials that were right are remembered for as long as the constant says, and no longer.
+    #[tokio::test]
+    async fn credentials_are_remembered_for_a_while() {
+        let passwords = ada();
+        let sent = format!("Basic {}", Base64::encode_string(b"ada:nine red tractors"));
+        let network = Network::from(std::net::IpAddr::from([10, 0, 0, 1]));
+        assert!(matches!(passwords.basic(network, sent.as_bytes()).await, Some(Outcome::Known(_))));
+        let (key, now) = (Key::of(sent.as_bytes()), Instant::now());
+        assert!(passwords.verified_lately(key, now).is_some());
+        assert!(passwords.verified_lately(key, now + VERIFIED_FOR).is_none());
+        assert_eq!(passwords.basic(network, b"Basic YWRhOg==").await, Some(Outcome::Wrong));
+    }
 
     // Credentials are a name and a password around the first colon; anything else is none.
     #[test]

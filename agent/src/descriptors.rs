@@ -9,11 +9,14 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// silent ones, or wait to be accepted.
 pub const HTTP_CONNECTIONS_MAX: usize = 256;
 
+/// HTTP connections that wait for a place.
+pub const HTTP_WAITING_MAX: usize = 32;
+
 /// HTTP has this part of the descriptors where there are few.
 const HTTP_PART: usize = 4;
 
-/// For the databases and their readers, model files and their trial, listeners and the runtime.
-const RESERVE: usize = 64;
+/// For the databases and their readers, model files and their trial, listeners and the runtime: 64, and who waits for HTTP.
+const RESERVE: usize = 64 + HTTP_WAITING_MAX;
 
 /// Raises the soft limit to the hard one.
 pub fn raise() {
@@ -69,8 +72,8 @@ mod tests {
     // The reserve is kept for files; with hardly any descriptors one client is served all the same.
     #[test]
     fn a_reserve_is_kept() {
-        assert_eq!(connections(1_024), 704);
-        assert_eq!((connections(256), http_connections(256)), (128, 64));
+        assert_eq!(connections(1_024), 672);
+        assert_eq!((connections(256), http_connections(256)), (96, 64));
         assert_eq!(connections(20), 1);
     }
 }

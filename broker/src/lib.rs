@@ -33,6 +33,7 @@ pub use auth::{
     Passwords, UserError, Users, Verdict, hash_password,
 };
 pub use limits::Limits;
+pub use rate::Allowance;
 pub use server::{Addresses, BindError, Broker, BrokerConfig, Publisher, TlsListen, WebSocketListen};
 pub use stats::BrokerStats;
 pub use transport::tls::{ClientCertificates, Tls, TlsError, TlsFiles, TlsState};

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// So many per second, and the allowance of [`BURST_S`] seconds at once after a rest.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Allowance {
+pub struct Allowance {
     per_s: f64,
     /// What may happen now; below zero if more has happened than was allowed.
     left: f64,
@@ -16,7 +16,7 @@ const BURST_S: f64 = 2.0;
 
 impl Allowance {
     /// A full allowance; `per_s` 0 allows everything.
-    pub(crate) fn new(per_s: u32, now: Instant) -> Allowance {
+    pub fn new(per_s: u32, now: Instant) -> Allowance {
         let per_s = f64::from(per_s);
         Allowance { per_s, left: per_s * BURST_S, at: now }
     }
@@ -28,7 +28,7 @@ impl Allowance {
     }
 
     /// Takes one if there is one.
-    pub(crate) fn take(&mut self, now: Instant) -> bool {
+    pub fn take(&mut self, now: Instant) -> bool {
         if self.per_s == 0.0 {
             return true;
         }
@@ -41,7 +41,7 @@ impl Allowance {
     }
 
     /// Notes that so many have happened. How long to wait until the next may.
-    pub(crate) fn spend(&mut self, count: u64, now: Instant) -> Option<Duration> {
+    pub fn spend(&mut self, count: u64, now: Instant) -> Option<Duration> {
         if self.per_s == 0.0 || count == 0 {
             return None;
         }
@@ -51,7 +51,7 @@ impl Allowance {
     }
 
     /// Whether nothing has happened for a while.
-    pub(crate) fn is_full(&self, now: Instant) -> bool {
+    pub fn is_full(&self, now: Instant) -> bool {
         let mut later = *self;
         later.fill(now);
         later.left >= later.per_s * BURST_S

@@ -5,6 +5,7 @@ mod api;
 mod commands;
 mod crash;
 mod delivery;
+mod door;
 mod full;
 mod history;
 mod hostile;

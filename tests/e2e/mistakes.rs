@@ -73,7 +73,7 @@ fn an_open_door() {
     let dir = tempfile::tempdir().unwrap();
     let open = "[broker]\nlisten = \"0.0.0.0:0\"\n";
     run_fails(dir.path(), open, 2, &["[broker] listen", "millwright passwd", "allow_anonymous_on_network = true"]);
-    run_fails(dir.path(), "[http]\nlisten = \"0.0.0.0:0\"\n", 2, &["[http] listen", "allow_network"]);
+    run_fails(dir.path(), "[http]\nlisten = \"0.0.0.0:0\"\n", 2, &["[http] listen", "[[http.user]]"]);
     let said = format!("{open}allow_anonymous_on_network = true\n");
     let mut gateway = Gateway::start(PROGRAM, dir.path(), &said).unwrap();
     gateway.mqtt.set_ip([127, 0, 0, 1].into());

@@ -53,7 +53,7 @@ struct Printed {
 
 /// What is written into `gateway.toml`: any port, and what was printed before.
 fn on_any_port(config: &str, printed: &Printed) -> String {
-    let any = ["127.0.0.1:1883", "0.0.0.0:8883", "0.0.0.0:9002"];
+    let any = ["127.0.0.1:1883", "0.0.0.0:8883", "0.0.0.0:9002", "0.0.0.0:8443"];
     let config = any.iter().fold(config.to_owned(), |text, listen| text.replace(listen, "127.0.0.1:0"));
     config.replace("$argon2id$…", &printed.password_hash).replace("ed25519:…", &printed.model_key)
 }
@@ -71,7 +71,9 @@ fn commands(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
 fn run(dir: &Path, (command, shown): (&str, Option<&str>), gateway: Option<&Gateway>) -> String {
     let refused = command.ends_with("# refused");
     let port = gateway.and_then(|gateway| gateway.over("tls")).map_or(8883, |addr| addr.port());
-    let line = command.replace("gw-1.local", "localhost").replace("8883", &port.to_string());
+    let http = gateway.map_or(8443, |gateway| gateway.http.port());
+    let line = command.replace("gw-1.local", "localhost");
+    let line = line.replace("8883", &port.to_string()).replace("8443", &http.to_string());
     let path = format!("{}:{}", dir.join("bin").display(), std::env::var("PATH").unwrap_or_default());
     let output = Command::new("sh").args(["-c", &line]).current_dir(dir).env("PATH", path).output().unwrap();
     let told = format!(

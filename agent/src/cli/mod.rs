@@ -7,6 +7,7 @@ mod cert;
 mod check_config;
 mod demo;
 mod evaluate;
+mod http;
 mod model;
 pub(crate) mod output;
 mod passwd;
@@ -75,7 +76,7 @@ pub fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::CheckConfig { file, json } => Ok(check_config::run(&file, json)),
-        Command::Status(arguments) => status::run(&arguments),
+        Command::Status(arguments) => status::run(arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
         Command::Model(arguments) => model::run(&arguments),

@@ -2,26 +2,22 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
 use serde_json::Value;
 
+use super::http::Http;
 use super::{FAILED, Failure, output};
 use crate::config::Config;
-
-/// How long the gateway may take to answer.
-const ANSWER: Duration = Duration::from_secs(5);
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
 pub(super) struct StatusArguments {
     /// The configuration of the gateway to ask, for its [http] address
-    #[arg(long, value_name = "FILE", conflicts_with = "http")]
+    #[arg(long, value_name = "FILE", conflicts_with = "address")]
     config: Option<PathBuf>,
-    /// The gateway's HTTP address
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
-    http: String,
+    #[command(flatten)]
+    http: Http,
     /// Print the status as one JSON object
     #[arg(long)]
     json: bool,
@@ -31,12 +27,14 @@ pub(super) struct StatusArguments {
 ///
 /// # Errors
 /// The gateway cannot be asked.
-pub(super) fn run(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
-    let address = match &arguments.config {
-        Some(path) => Config::load(path).map_err(Failure::wrong_use)?.config.http.listen.to_string(),
-        None => arguments.http.clone(),
-    };
-    let status = ask(&address)?;
+pub(super) fn run(arguments: StatusArguments) -> Result<ExitCode, Failure> {
+    let mut http = arguments.http;
+    if let Some(path) = &arguments.config {
+        let configured = Config::load(path).map_err(Failure::wrong_use)?.config.http;
+        let scheme = if configured.tls.is_some() { "https" } else { "http" };
+        http.address = format!("{scheme}://{}", configured.listen);
+    }
+    let status = http.get("/api/v1/status", &[])?;
     if arguments.json {
         output::print_json(&status)?;
     } else {
@@ -44,18 +42,6 @@ pub(super) fn run(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
     }
     let well = status.get("trouble").is_none_or(Value::is_null);
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
-}
-
-fn ask(address: &str) -> anyhow::Result<Value> {
-    let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().timeout_global(Some(ANSWER)).build());
-    let url = format!("http://{address}/api/v1/status");
-    let body = agent.get(&url).call().and_then(|mut answer| answer.body_mut().read_to_string()).map_err(|error| {
-        anyhow::anyhow!(
-            "no gateway answers on http://{address}: {error}; is it running, and is this its [http] listen address?"
-        )
-    })?;
-    serde_json::from_str(&body)
-        .map_err(|error| anyhow::anyhow!("http://{address} is not a millwright gateway: {error}"))
 }
 
 fn text(status: &Value) -> String {

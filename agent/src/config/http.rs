@@ -101,7 +101,7 @@ pub(super) fn read(s: &mut Section<'_, '_>) -> (HttpSection, Listen) {
     let hosts = hosts(s);
     let session_idle_s = s.integer("session_idle_s", 43_200_u64, 1..=31_536_000);
     let session_s = s.integer("session_s", 604_800_u64, 1..=31_536_000);
-    let connections_per_network_max = s.integer("max_connections_per_network", 128, 8..=HTTP_CONNECTIONS_MAX);
+    let connections_per_network_max = s.integer("max_connections_per_network", 200, 8..=HTTP_CONNECTIONS_MAX);
     let tls = s.read("tls", "[http.tls]", tls);
     let users = users(s);
     let section = HttpSection {

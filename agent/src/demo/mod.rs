@@ -4,6 +4,7 @@
 //! at the end. The machines publish over real MQTT connections and the view watches over another: nothing here has a
 //! short cut into the pipeline. Its data lives in a temporary folder that is removed at the end.
 
+pub mod fleet;
 pub mod plant;
 pub mod score;
 pub mod view;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tokio::sync::watch;
 
+use self::fleet::Fleet;
 use self::plant::{Pace, RunningPlant};
 use self::score::{Scoreboard, Summary};
 use self::view::View;
@@ -49,8 +51,14 @@ pub struct DemoOptions {
 /// The gateway does not start, or the view loses its terminal.
 pub async fn run(options: DemoOptions, mut view: View) -> anyhow::Result<Summary> {
     let folder = TemporaryFolder::create("demo")?;
-    let gateway = Gateway::start(&config(folder.path())?).await?;
+    let fleet = Fleet::new()?;
+    let mut config = config(folder.path())?;
+    config.models.trusted_keys = vec![fleet.public()];
+    let gateway = Gateway::start(&config).await?;
+    let push = tokio::spawn(fleet.push(options.pace.plan(options.seed), gateway.mqtt_addr()));
     let result = show(&options, &gateway, &mut view).await;
+    // Who watches for a moment only does not wait for the model.
+    push.abort();
     view.close();
     gateway.stop().await;
     result

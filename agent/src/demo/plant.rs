@@ -84,6 +84,11 @@ impl Pace {
         BASE_PACE * self.speed
     }
 
+    /// The plant of this seed, and what happens in it at this pace.
+    pub fn plan(&self, seed: u64) -> Plan {
+        Plan::new(seed, self.fault_times())
+    }
+
     fn fault_times(&self) -> FaultTimes {
         let room_s = self.machine_s.map_or(FAULT_WINDOW_S_MAX, |machine_s| (machine_s - SCRIPT_S) / 2.0);
         FaultTimes {
@@ -125,7 +130,7 @@ pub struct RunningPlant {
 impl RunningPlant {
     /// Starts every machine's device as a task of its own.
     pub fn start(broker: SocketAddr, seed: u64, pace: Pace) -> RunningPlant {
-        let plan = Plan::new(seed, pace.fault_times());
+        let plan = pace.plan(seed);
         let (stop, stopped) = watch::channel(false);
         let epoch_us = clock::utc_us();
         let mut devices = JoinSet::new();

@@ -50,9 +50,9 @@ impl View {
     /// The terminal is gone.
     pub fn begin(&mut self, gateway: &Gateway, options: &DemoOptions, board: &Scoreboard) -> std::io::Result<()> {
         let line = format!(
-            "MQTT on {}, HTTP on http://{}, {} machines, seed {}, one second is {:.0} s of machine time",
-            gateway.mqtt_addr(),
+            "dashboard on http://{}, MQTT on {}, {} machines, seed {}, one second is {:.0} s of machine time",
             gateway.http_addr(),
+            gateway.mqtt_addr(),
             board.rows.len(),
             options.seed,
             options.pace.machine_s_per_s(),

@@ -17,6 +17,9 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// The share of the work after which memory should have found its level.
 const WARM_UP: u64 = 5;
 
+/// More messages than the log's tail holds.
+const TAIL_ROWS: usize = 150_000;
+
 /// What an allocator keeps more or less of between two looks, in MiB.
 const GROWTH_MIB_MAX: f64 = 4.0;
 
@@ -39,6 +42,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Vec<Figure>> {
     })?);
     figures.extend(growth("topics", u64::from(options.names), |addr, from, to| {
         let mut publisher = Publisher::connect(addr, "p")?;
+        if from == 0 {
+            fill_tail(&mut publisher)?;
+        }
         let mut sent = from;
         while sent < to {
             sent += publisher.window(&[7; 100], |number| format!("mw/bench/topic-{}", sent + number as u64))? as u64;
@@ -46,6 +52,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Vec<Figure>> {
         Ok(())
     })?);
     Ok(figures)
+}
+
+/// The newest messages stay in memory, up to a bound; what they take is not what topics take.
+fn fill_tail(publisher: &mut Publisher) -> anyhow::Result<()> {
+    let mut sent = 0;
+    while sent < TAIL_ROWS {
+        sent += publisher.window(&[7; 100], |_| "mw/bench/same".to_owned())?;
+    }
+    Ok(())
 }
 
 fn figure(name: &'static str, ours: Option<f64>, max: f64) -> Figure {

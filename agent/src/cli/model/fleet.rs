@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 use millwright_models::ModelName;
 use serde_json::Value;
 
+use super::super::http::Http;
 use super::super::{FAILED, Failure, output, runtime};
 use super::push::{Broker, word};
 use super::secret_key;
@@ -16,18 +16,14 @@ use crate::clock;
 use crate::ids::GatewayId;
 use crate::models::order::{self, Wish};
 
-/// How long the gateway may take to answer over HTTP.
-const ANSWER: Duration = Duration::from_secs(5);
-
 /// Versions of a page.
 const PAGE: &str = "200";
 
 /// Arguments of `model list`.
 #[derive(Debug, Args)]
 pub(super) struct ListArguments {
-    /// The gateway's HTTP address
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
-    http: String,
+    #[command(flatten)]
+    http: Http,
     /// Show every step that was taken, newest first
     #[arg(long)]
     audit: bool,
@@ -66,11 +62,10 @@ pub(super) struct OrderArguments {
 
 /// Asks a gateway what became of its models.
 pub(super) fn list(arguments: &ListArguments) -> Result<ExitCode, Failure> {
-    let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().timeout_global(Some(ANSWER)).build());
-    let mut answer = page(&agent, &arguments.http, None)?;
+    let mut answer = page(&arguments.http, None)?;
     // The gateway keeps so few versions that this ends soon.
     while let Some(cursor) = answer.get("next").and_then(Value::as_str).map(str::to_owned) {
-        let next = page(&agent, &arguments.http, Some(&cursor))?;
+        let next = page(&arguments.http, Some(&cursor))?;
         append(&mut answer, &next);
     }
     if arguments.json {
@@ -87,14 +82,10 @@ pub(super) fn list(arguments: &ListArguments) -> Result<ExitCode, Failure> {
 }
 
 /// A page of the versions, and the newest steps of all.
-fn page(agent: &ureq::Agent, http: &str, cursor: Option<&str>) -> anyhow::Result<Value> {
-    let request = agent.get(format!("http://{http}/api/v1/models")).query("limit", PAGE);
-    let request = cursor.into_iter().fold(request, |request, cursor| request.query("cursor", cursor));
-    let body = request
-        .call()
-        .and_then(|mut answer| answer.body_mut().read_to_string())
-        .with_context(|| format!("no gateway answers on http://{http}"))?;
-    serde_json::from_str(&body).context("the answer is not that of a gateway")
+fn page(http: &Http, cursor: Option<&str>) -> anyhow::Result<Value> {
+    let query: Vec<(&str, &str)> =
+        [("limit", PAGE)].into_iter().chain(cursor.map(|cursor| ("cursor", cursor))).collect();
+    http.get("/api/v1/models", &query)
 }
 
 /// Puts a page behind those before it.

@@ -284,12 +284,19 @@ impl Hub {
         if self.is_alone() {
             return;
         }
+        // Not at the desk: there is one hub, and it must not be turned away where many dashboards ask.
         let casebook = self.site.api.casebook.clone();
-        let alert = self.site.api.desk.read(move || casebook.alert(number)).await;
-        let bytes = match alert {
+        let bytes = match tokio::task::spawn_blocking(move || casebook.alert(number)).await {
             Ok(Ok(Some(alert))) => self.event("alert", &alert),
-            // It cannot be read now: who listens asks again.
-            _ => Some(Bytes::from_static(RESET)),
+            Ok(Ok(None)) => None,
+            Ok(Err(error)) => {
+                tracing::error!(%error, number, "an alert is not told live: it cannot be read");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, number, "an alert is not told live");
+                None
+            }
         };
         self.send(bytes);
     }

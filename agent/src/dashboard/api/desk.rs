@@ -46,7 +46,7 @@ impl Desk {
     ///
     /// # Errors
     /// 503 `busy` when too many wait.
-    pub(crate) async fn read<T: Send + 'static>(
+    pub(super) async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {

@@ -76,7 +76,7 @@ pub(crate) struct Api {
     pub(crate) casebook: Casebook,
     pub(crate) desk: Desk,
     pub(crate) jobs: Jobs,
-    pub(crate) uploads: Semaphore,
+    pub(crate) uploads: Arc<Semaphore>,
     pub(crate) live: Live,
 }
 
@@ -95,7 +95,7 @@ impl Api {
             casebook,
             desk: Desk::default(),
             jobs: Jobs::default(),
-            uploads: Semaphore::new(UPLOADS_MAX),
+            uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
         }
     }
 }

@@ -25,8 +25,8 @@ use crate::models::order::{Order, OrderRefusal, Wish};
 use crate::models::steward::VersionView;
 use crate::state::versions::AuditRow;
 
-/// Longest wait for the steward: it may be trying another model, which takes as long as loading may.
-const ORDER_WAIT: Duration = Duration::from_secs(60);
+/// Longest wait for the steward, which may be trying another model; a connection on which nothing is sent for 10 s is cut off.
+const ORDER_WAIT: Duration = Duration::from_secs(8);
 /// Days of a test that does not say how many.
 const DAYS: u32 = 30;
 /// Most days of a test; the log goes back less far anyway.

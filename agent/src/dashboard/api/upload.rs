@@ -12,6 +12,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
+use futures_util::{StreamExt, stream};
 use millwright_broker::message::{Message, QoS};
 use millwright_broker::topic::TopicName;
 use millwright_models::Digest;
@@ -24,16 +25,18 @@ use serde_json::Value;
 use super::super::Site;
 use super::super::auth::Admin;
 use super::super::error::ApiError;
-use super::ask::{Query, wrong};
+use super::ask::{Query, failed, wrong};
 use super::audit;
 use super::desk::busy;
 
 /// Longest time for a body to arrive: 32 MiB over 3G.
 const ARRIVE: Duration = Duration::from_secs(120);
-/// Longest time for the log to take it.
+/// Longest time for the log to take it: 32 MiB on a slow card.
 const PUBLISH: Duration = Duration::from_secs(60);
-/// Longest time that the answer waits for what the steward makes of it.
-const OUTCOME: Duration = Duration::from_secs(20);
+/// Messages under way: the log commits them together, and 2 MiB of chunks are in its queue.
+const IN_FLIGHT: usize = 32;
+/// Longest time that the answer waits for what becomes of it; a connection on which nothing is sent for 10 s is cut off.
+const OUTCOME: Duration = Duration::from_secs(6);
 
 /// How the body is divided.
 #[derive(Deserialize)]
@@ -61,22 +64,9 @@ pub(super) async fn upload(
     Query(parts): Query<Parts>,
     body: axum::body::Body,
 ) -> Result<(StatusCode, Json<Uploaded>), ApiError> {
-    let _place = site.api.uploads.try_acquire().map_err(|_| busy("another upload is under way"))?;
-    let file_bytes_max = site.api.workshop.limits.file_bytes_max;
-    if parts.manifest_bytes > MANIFEST_BYTES_MAX {
-        let text = format!("`manifest_bytes` is {}, at most {MANIFEST_BYTES_MAX} are allowed", parts.manifest_bytes);
-        return Err(wrong("bad-query", text, "give the size of the manifest in bytes"));
-    }
-    let limit = file_bytes_max.saturating_add(parts.manifest_bytes);
-    let arrived = tokio::time::timeout(ARRIVE, axum::body::to_bytes(body, limit)).await;
-    let Ok(Ok(body)) = arrived else {
-        return Err(ApiError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body-too-large",
-            format!("the model has more than {file_bytes_max} bytes (`max_mb` in [models]), or did not arrive in time"),
-            "send a smaller model, or raise `max_mb`",
-        ));
-    };
+    let uploads = Arc::clone(&site.api.uploads);
+    let place = uploads.try_acquire_owned().map_err(|_| busy("another upload is under way"))?;
+    let body = arrive(body, &parts, site.api.workshop.limits.file_bytes_max).await?;
     let package = Package::read(&body, &parts)?;
     if !site.api.workshop.config.models.trusted_keys.is_empty() {
         // The steward would refuse it too; whoever uploads is told at once.
@@ -86,17 +76,44 @@ pub(super) async fn upload(
     }
     let manifest = &package.manifest;
     tracing::info!(model = %manifest.name(), version = manifest.version(), by = user.name, "a model was uploaded");
-    let told = tokio::time::timeout(PUBLISH, publish(&site, &package)).await;
-    told.map_err(|_| busy("the log does not take the model now"))??;
     audit::note(&site, &user.name, "upload", format!("{} v{}", manifest.name(), manifest.version()), None).await;
-    let outcome = tokio::time::timeout(OUTCOME, outcome(&site, manifest)).await.ok();
-    let uploaded = Uploaded {
+    let mut uploaded = Uploaded {
         name: manifest.name().to_string(),
         version: manifest.version(),
         sha256: manifest.sha256().to_string(),
-        outcome,
+        outcome: None,
     };
+    // It goes on when the client no longer waits: half a model is of no use. It ends by its deadline, and with the gateway.
+    let publishing = tokio::spawn(async move {
+        let published = tokio::time::timeout(PUBLISH, publish(&site, &package)).await;
+        drop(place);
+        published.map_err(|_| busy("the log does not take the model now"))??;
+        // Another manifest of the name may have come meanwhile: then nothing more is told of this one.
+        Ok(tokio::time::timeout(OUTCOME, outcome(&site, &package.manifest)).await.ok())
+    });
+    match tokio::time::timeout(OUTCOME, publishing).await {
+        Ok(published) => uploaded.outcome = published.map_err(|error| failed("the upload", &error))??,
+        Err(_) => tracing::debug!("an upload is answered before it is known what becomes of it"),
+    }
     Ok((StatusCode::ACCEPTED, Json(uploaded)))
+}
+
+/// The whole body, if it is not too large and comes in time.
+async fn arrive(body: axum::body::Body, parts: &Parts, file_bytes_max: usize) -> Result<Bytes, ApiError> {
+    if parts.manifest_bytes > MANIFEST_BYTES_MAX {
+        let text = format!("`manifest_bytes` is {}, at most {MANIFEST_BYTES_MAX} are allowed", parts.manifest_bytes);
+        return Err(wrong("bad-query", text, "give the size of the manifest in bytes"));
+    }
+    let limit = file_bytes_max.saturating_add(parts.manifest_bytes);
+    match tokio::time::timeout(ARRIVE, axum::body::to_bytes(body, limit)).await {
+        Ok(Ok(body)) => Ok(body),
+        _ => Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body-too-large",
+            format!("the model has more than {file_bytes_max} bytes (`max_mb` in [models]), or did not arrive in time"),
+            "send a smaller model, or raise `max_mb`",
+        )),
+    }
 }
 
 struct Package {
@@ -142,20 +159,26 @@ impl Package {
 /// Chunks first, then the manifest that asks for them.
 async fn publish(site: &Site, package: &Package) -> Result<(), ApiError> {
     let Package { manifest, json, file } = package;
-    let chunks =
-        manifest.split(file).enumerate().map(|(n, chunk)| (manifest.chunk_topic(n), Bytes::copy_from_slice(chunk)));
-    let last = (manifest.topic(), Bytes::from(json.clone()));
-    for (topic, payload) in chunks.chain([last]) {
-        let topic = TopicName::parse(&topic)
-            .map_err(|error| unprocessable("bad-manifest", error.to_string(), "give the model another name"))?;
-        let message =
-            Message { topic, payload, properties: Bytes::new(), qos: QoS::AtLeastOnce, retain: true, origin: 0 };
-        site.status.publisher.publish(message).await.map_err(|error| {
-            let status = StatusCode::SERVICE_UNAVAILABLE;
-            ApiError::new(status, "not-stored", format!("the log does not take the model: {error}"), "try again later")
-        })?;
+    let chunks: Vec<(String, Bytes)> = manifest
+        .split(file)
+        .enumerate()
+        .map(|(n, chunk)| (manifest.chunk_topic(n), Bytes::copy_from_slice(chunk)))
+        .collect();
+    let mut published = stream::iter(chunks).map(|(topic, chunk)| retain(site, topic, chunk)).buffered(IN_FLIGHT);
+    while let Some(one) = published.next().await {
+        one?;
     }
-    Ok(())
+    retain(site, manifest.topic(), Bytes::from(json.clone())).await
+}
+
+async fn retain(site: &Site, topic: String, payload: Bytes) -> Result<(), ApiError> {
+    let topic = TopicName::parse(&topic)
+        .map_err(|error| unprocessable("bad-manifest", error.to_string(), "give the model another name"))?;
+    let message = Message { topic, payload, properties: Bytes::new(), qos: QoS::AtLeastOnce, retain: true, origin: 0 };
+    site.status.publisher.publish(message).await.map(drop).map_err(|error| {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        ApiError::new(status, "not-stored", format!("the log does not take the model: {error}"), "try again later")
+    })
 }
 
 /// Waits for what the steward tells of this file.

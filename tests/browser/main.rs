@@ -16,11 +16,12 @@ use crate::script::Browser;
 use crate::stage::Stage;
 
 /// What is played, and what it claims.
-const SCENARIOS: [(&str, &str); 11] = [
+const SCENARIOS: [(&str, &str); 12] = [
     ("signs_in", "a wrong password is refused, the right one lets in, and signing out ends it"),
     ("a_fault_appears_live", "a fault appears while the page is open, leads to its evidence and takes feedback"),
     ("a_chart_is_looked_into", "the live chart moves, and dragging over it shows the stored history"),
     ("a_model_is_promoted", "a pushed model is promoted with a reason"),
+    ("a_model_is_uploaded", "a model is uploaded and tested over the past; what is no model is refused"),
     ("a_viewer_changes_nothing", "a viewer is offered nothing and refused everything"),
     ("the_connection_comes_back", "the page outlives a restart of the gateway"),
     ("fits_phone_and_wall", "nothing is wider than a phone, and a wall is read from afar"),

@@ -103,6 +103,22 @@ async function a_model_is_promoted({ browser, url, logins }) {
   sound(page);
 }
 
+// A model is uploaded from the browser, and tested over what the gateway has stored.
+async function a_model_is_uploaded({ browser, url, logins, model }) {
+  const page = await openAs(browser, url, logins.admin, { at: "#/models" });
+  await ask("make a model");
+  await page.getByLabel("Model (ONNX)").setInputFiles(model);
+  await page.getByLabel("For the machines").fill("pump-1");
+  await page.getByRole("button", { name: "Upload" }).click();
+  await page.locator(".chip", { hasText: "In shadow" }).waitFor();
+  await page.getByRole("button", { name: /^Test/ }).click();
+  await page.locator(".rehearsal tbody th", { hasText: "pump-1" }).waitFor();
+  await page.getByLabel("Model (ONNX)").setInputFiles({ name: "wrong.onnx", mimeType: "application/octet-stream", buffer: Buffer.from("no model") });
+  await page.getByRole("button", { name: "Upload" }).click();
+  await page.getByRole("alert").waitFor();
+  sound(page);
+}
+
 // A viewer sees everything and is offered nothing that would be refused; who asks all the same is refused.
 async function a_viewer_changes_nothing({ browser, url, logins }) {
   const page = await openAs(browser, url, logins.viewer, { at: "#/models" });
@@ -288,6 +304,7 @@ module.exports = {
   a_fault_appears_live,
   a_chart_is_looked_into,
   a_model_is_promoted,
+  a_model_is_uploaded,
   a_viewer_changes_nothing,
   the_connection_comes_back,
   fits_phone_and_wall,

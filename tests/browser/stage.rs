@@ -1,6 +1,7 @@
 //! What a scenario is played on: a gateway with users, a machine that reports, and what a scenario wishes to happen to them.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -88,6 +89,7 @@ impl Stage {
         json!({
             "url": self.url,
             "hostile": HOSTILE,
+            "model": self.model_file(),
             "logins": { "viewer": login("vera"), "engineer": login("emil"), "admin": login("ada") },
         })
     }
@@ -102,6 +104,7 @@ impl Stage {
                 self.faulty.store(true, Ordering::SeqCst);
                 Ok(())
             }
+            "make a model" => self.make_model(),
             "push a model" => self.push(),
             "stop the gateway" => self.stop(),
             "start the gateway" => self.start(),
@@ -152,13 +155,22 @@ impl Stage {
         Ok(())
     }
 
-    /// Another model of the machine's normal, as somebody far away would push it.
-    fn push(&self) -> anyhow::Result<()> {
+    fn model_file(&self) -> PathBuf {
+        self.dir.path().join("model.onnx")
+    }
+
+    /// Another model of the machine's normal, as somebody far away would make it.
+    fn make_model(&self) -> anyhow::Result<()> {
         let channels = self.machine.channel_names();
         let subject = Subject::new("pump-1", 5, &channels);
         let model = commission_subject(&subject, &self.machine.matrix(600), &Params::default())?;
-        let file = self.dir.path().join("model.onnx");
-        std::fs::write(&file, model.onnx)?;
+        std::fs::write(self.model_file(), model.onnx)?;
+        Ok(())
+    }
+
+    fn push(&self) -> anyhow::Result<()> {
+        self.make_model()?;
+        let file = self.model_file();
         let file = file.to_str().context("the folder's name is text")?;
         let broker = self.gateway()?.mqtt.to_string();
         let output = gateway::run(PROGRAM, &["model", "push", file, "--broker", &broker])?;

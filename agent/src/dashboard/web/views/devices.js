@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { problem } from "../dialog.js";
-import { el, fill } from "../dom.js";
+import { el, fill, keyed, text } from "../dom.js";
 import { ago, count, duration, number } from "../format.js";
 
 const REFRESH_MS = 2000;
@@ -27,6 +27,7 @@ export function devicesView(place) {
   const trouble = el("div");
   const none = el("p.empty", { hidden: true }, "No device has sent telemetry yet.");
   const sort = { key: "asset", down: false };
+  const known = new Map();
   let items = [];
   let gone = false;
   const heads = COLUMNS.map(([key, word, kind]) => {
@@ -47,7 +48,7 @@ export function devicesView(place) {
     }
     const sign = sort.down ? -1 : 1;
     const sorted = [...items].sort((a, b) => sign * compare(a[sort.key], b[sort.key]) || compare(a.asset, b.asset));
-    fill(body, sorted.map(row));
+    keyed(body, known, sorted, (item) => `${item.asset}/${item.device}`, row);
     none.hidden = items.length > 0;
     wrap.hidden = !items.length;
   }
@@ -94,18 +95,16 @@ function skew(us) {
 
 const bad = (value) => (value ? el("b", null, count(value)) : el("span.soft", null, "0"));
 
-function row(item) {
-  return el(
-    "tr",
-    null,
-    el("th", { scope: "row" }, el("a", { href: `#/asset/${encodeURIComponent(item.asset)}` }, item.asset)),
-    el("td", null, item.device ?? el("span.soft", null, "–")),
-    el("td.nowrap", null, ago(item.last_us)),
-    el("td.num", null, number(item.rate_hz)),
-    el("td.num", null, bad(item.gaps)),
-    el("td.num", null, bad(item.duplicates)),
-    el("td.num", null, bad(item.late)),
-    el("td.num", null, skew(item.skew_us)),
-    el("td.num", null, count(item.seq)),
-  );
+function row() {
+  const link = el("a");
+  const cells = COLUMNS.slice(1).map(([, , kind]) => el(kind ? `td.${kind}` : "td.nowrap"));
+  return {
+    node: el("tr", null, el("th", { scope: "row" }, link), cells),
+    update(item) {
+      text(link, item.asset);
+      link.href = `#/asset/${encodeURIComponent(item.asset)}`;
+      const shown = [item.device ?? el("span.soft", null, "–"), ago(item.last_us), number(item.rate_hz), bad(item.gaps), bad(item.duplicates), bad(item.late), skew(item.skew_us), count(item.seq)];
+      cells.forEach((cell, at) => fill(cell, shown[at]));
+    },
+  };
 }

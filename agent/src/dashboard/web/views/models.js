@@ -2,7 +2,7 @@
 
 import { get, part, post, query, upload } from "../api.js";
 import { ask, attempt, problem, toast } from "../dialog.js";
-import { el, fill, text } from "../dom.js";
+import { el, fill, keyed, text } from "../dom.js";
 import { count, number, percent, shortHash, since, time } from "../format.js";
 import * as live from "../live.js";
 import { chip } from "../shape.js";
@@ -12,22 +12,28 @@ const JOB_MS = 1000;
 
 export function modelsView(place, { who }) {
   const list = el("div.stack.wide-gap");
+  const none = el(
+    "p.empty",
+    { hidden: true },
+    "No model has been pushed. Each machine is scored by what the gateway learned from it; a model of your own comes in with ",
+    el("code", null, "millwright model push"),
+    ".",
+  );
   const trouble = el("div");
+  const known = new Map();
   let gone = false;
   const refresh = async () => {
     try {
       const page = await get("/models");
       if (gone) return;
-      fill(list, groups(page.items).map((group) => modelPanel(group, page.audit ?? [], who, refresh)));
-      if (!page.items.length) {
-        fill(list, el("p.empty", null, "No model has been pushed. Each machine is scored by what the gateway learned from it; a model of your own comes in with ", el("code", null, "millwright model push"), "."));
-      }
+      keyed(list, known, groups(page), (group) => group.name, ({ name }) => modelPanel(name, who, refresh));
+      none.hidden = page.items.length > 0;
       fill(trouble);
     } catch (error) {
       if (!gone) fill(trouble, problem(error));
     }
   };
-  fill(place, el("div.view-head", null, el("h1", null, "Models")), trouble, list, who.can("admin") ? uploadPanel(refresh) : null);
+  fill(place, el("div.view-head", null, el("h1", null, "Models")), trouble, none, list, who.can("admin") ? uploadPanel(refresh) : null);
   refresh();
   const stop = live.on("models", refresh);
   window.addEventListener("reconnected", refresh);
@@ -38,26 +44,34 @@ export function modelsView(place, { who }) {
   };
 }
 
-// Versions by model, the newest first.
-function groups(items) {
+// Versions by model, the newest first, and the steps of each model.
+function groups({ items, audit }) {
   const byName = new Map();
   for (const item of items) {
     if (!byName.has(item.name)) byName.set(item.name, []);
     byName.get(item.name).push(item);
   }
-  for (const versions of byName.values()) versions.sort((a, b) => b.version - a.version || b.since_us - a.since_us);
-  return [...byName.values()];
+  return [...byName].map(([name, versions]) => ({
+    name,
+    versions: versions.sort((a, b) => b.version - a.version || b.since_us - a.since_us),
+    audit: (audit ?? []).filter((step) => step.model === name),
+  }));
 }
 
-function modelPanel(versions, audit, who, refresh) {
+// One model. Figures change every second: what can be pressed or is open stays as it is.
+function modelPanel(name, who, refresh) {
+  const assets = el("span.soft");
+  const compared = el("div.stack");
+  const body = el("tbody");
   const told = el("div");
-  const assets = [...new Set(versions[0].assets)].join(", ");
-  const compared = versions.filter((version) => version.figures);
-  return el(
+  const audit = el("ol.lines");
+  const steps = el("details.more", null, el("summary", null, "Steps"), audit);
+  const rows = new Map();
+  const node = el(
     "section.panel.model",
     null,
-    el("div.model-head", null, el("h2", null, versions[0].name), el("span.soft", null, assets ? `for ${assets}` : "")),
-    compared.map(comparison),
+    el("div.model-head", null, el("h2", null, name), assets),
+    compared,
     el(
       "div.table-scroll",
       null,
@@ -65,80 +79,89 @@ function modelPanel(versions, audit, who, refresh) {
         "table",
         null,
         el("thead", null, el("tr", null, ["Version", "State", "Since", "Signed by", "File"].map((word, at) => el(at > 2 ? "th.wide-only" : "th", { scope: "col" }, word)), el("th", { scope: "col" }, el("span.visually-hidden", null, "Actions")))),
-        el("tbody", null, versions.map((version) => versionRow(version, versions, who, refresh, told))),
+        body,
       ),
     ),
     told,
-    steps(audit.filter((step) => step.model === versions[0].name)),
+    steps,
   );
+  return {
+    node,
+    update(group) {
+      const { versions } = group;
+      const patterns = [...new Set(versions[0].assets)].join(", ");
+      text(assets, patterns && `for ${patterns}`);
+      fill(compared, versions.filter((version) => version.figures).map(comparison));
+      keyed(body, rows, versions.map((version) => ({ version, versions })), ({ version }) => `${version.version} ${version.sha256}`, () => versionRow(who, refresh, told));
+      fill(audit, group.audit.map(step));
+      steps.hidden = !group.audit.length;
+    },
+  };
 }
 
-// What became of its versions, newest first.
-function steps(audit) {
-  if (!audit.length) return null;
-  return el(
-    "details.more",
-    null,
-    el("summary", null, "Steps"),
-    el("ol.lines", null, audit.map((step) => el("li", null, el("b", null, `Version ${step.version} ${step.state}`), step.reason ? `: ${step.reason}` : "", el("span.soft", null, ` ${time(step.time_us)}`)))),
-  );
+function step({ version, state, reason, time_us: at }) {
+  return el("li", null, el("b", null, `Version ${version} ${state}`), reason ? `: ${reason}` : "", el("span.soft", null, ` ${time(at)}`));
 }
 
-function versionRow(version, versions, who, refresh, told) {
-  return el(
-    "tr",
-    null,
-    el("th", { scope: "row" }, String(version.version)),
-    el("td", null, chip(version.state), version.reason ? el("p.soft.reason", null, version.reason) : null),
-    el("td.nowrap", null, time(version.since_us)),
-    el("td.nowrap.wide-only", null, version.signed_by ? el("code", { title: version.signed_by }, shortHash(version.signed_by)) : el("span.soft", null, "nobody")),
-    el("td.wide-only", null, el("code", { title: version.sha256 }, shortHash(version.sha256))),
-    el("td", null, el("div.actions.end", null, actionsFor(version, versions, who, refresh, told))),
-  );
+function versionRow(who, refresh, told) {
+  const number_ = el("th", { scope: "row" });
+  const state = el("td");
+  const at = el("td.nowrap");
+  const signed = el("td.nowrap.wide-only");
+  const file = el("td.wide-only");
+  const actions = el("div.actions.end");
+  let offered = "";
+  let now = null;
+  return {
+    node: el("tr", null, number_, state, at, signed, file, el("td", null, actions)),
+    update(next) {
+      now = next;
+      const { version } = next;
+      text(number_, version.version);
+      text(at, time(version.since_us));
+      fill(state, chip(version.state), version.reason ? el("p.soft.reason", null, version.reason) : null);
+      fill(signed, version.signed_by ? el("code", { title: version.signed_by }, shortHash(version.signed_by)) : el("span.soft", null, "nobody"));
+      fill(file, el("code", { title: version.sha256 }, shortHash(version.sha256)));
+      if (offered === version.state) return;
+      offered = version.state;
+      fill(actions, actionsFor(() => now, who, refresh, told));
+    },
+  };
 }
 
-function actionsFor(version, versions, who, refresh, told) {
+// What can be done with a version in its state; `now()` gives it with the figures of the moment.
+function actionsFor(now, who, refresh, told) {
   if (!who.can("engineer")) return [];
+  const { version } = now();
   const path = `/models/${part(version.name)}/${version.version}`;
   const named = `${version.name}, version ${version.version}`;
+  const order = (word, label, question, done) => {
+    const button = el(word === "promote" ? "button.primary" : "button", { type: "button", "aria-label": `${label} ${named}` }, label);
+    button.addEventListener("click", async () => {
+      const reason = await ask({ title: `${label} ${named}?`, text: question(), confirm: label, danger: word === "rollback", reason: "required" });
+      if (reason === null) return;
+      await attempt(button, told, async () => {
+        await post(`${path}/${word}`, { reason });
+        toast(`${named} is being ${done}.`);
+        await refresh();
+      });
+    });
+    return button;
+  };
   const buttons = [];
   if (version.state === "shadow") {
-    const promote = el("button.primary", { type: "button", "aria-label": `Promote ${named}` }, "Promote");
-    promote.addEventListener("click", async () => {
-      const reason = await ask({
-        title: `Promote ${named}?`,
-        text: `It scores ${version.assets.join(", ") || "its machines"} from now on, first on trial. What it saw in shadow so far: ${version.figures ? figureText(version.figures) : "nothing yet"}.`,
-        confirm: "Promote",
-        reason: "required",
-      });
-      if (reason === null) return;
-      await attempt(promote, told, async () => {
-        await post(`${path}/promote`, { reason });
-        toast(`${named} is being promoted.`);
-        await refresh();
-      });
-    });
-    buttons.push(promote);
+    const question = () => {
+      const { figures, assets } = now().version;
+      return `It scores ${assets.join(", ") || "its machines"} from now on, first on trial. What it saw in shadow so far: ${figures ? figureText(figures) : "nothing yet"}.`;
+    };
+    buttons.push(order("promote", "Promote", question, "promoted"));
   }
   if (version.state === "active" || version.state === "trial") {
-    const back = el("button", { type: "button", "aria-label": `Roll back ${named}` }, "Roll back");
-    back.addEventListener("click", async () => {
-      const before = versions.find((other) => other.version < version.version && (other.state === "retired" || other.state === "active"));
-      const reason = await ask({
-        title: `Roll back ${named}?`,
-        text: before ? `Version ${before.version} scores again.` : "Its machines go back to what the gateway has learned from them.",
-        confirm: "Roll back",
-        danger: true,
-        reason: "required",
-      });
-      if (reason === null) return;
-      await attempt(back, told, async () => {
-        await post(`${path}/rollback`, { reason });
-        toast(`${named} is being rolled back.`);
-        await refresh();
-      });
-    });
-    buttons.push(back);
+    const question = () => {
+      const before = now().versions.find((other) => other.version < version.version && (other.state === "retired" || other.state === "active"));
+      return before ? `Version ${before.version} scores again.` : "Its machines go back to what the gateway has learned from them.";
+    };
+    buttons.push(order("rollback", "Roll back", question, "rolled back"));
   }
   if (version.state !== "rejected") {
     const test = el("button.quiet", { type: "button", "aria-label": `Test ${named} over the past` }, "Test");

@@ -135,12 +135,23 @@ fn build(
     let fact = InferenceFact::dt_shape(f32::datum_type(), shape);
     let typed = model.set_input_fact(0, fact).and_then(|()| model.into_typed()).map_err(engine)?;
     let row_bytes = intermediate_bytes(&typed, &symbol, limits)?;
-    let mut typed = if way.optimised { typed.into_optimized().map_err(engine)? } else { typed };
+    let mut typed = if way.optimised { optimise(typed).map_err(engine)? } else { typed };
     ops::dense::replace(&mut typed);
     let plan = typed.into_runnable().map_err(engine)?;
     let rows_in_memory = limits.memory_bytes_max / row_bytes.max(1);
     let run_rows = usize::try_from(rows_in_memory).unwrap_or(RUN_ROWS_MAX).clamp(1, RUN_ROWS_MAX);
     Ok((plan, run_rows))
+}
+
+/// The engine's own optimisation, with our convolutions in between: simplified, most are a pattern that is known, and axes that they
+/// move are moved away afterwards.
+fn optimise(model: TypedModel) -> TractResult<TypedModel> {
+    if !ops::conv::has_any(&model) {
+        return model.into_optimized();
+    }
+    let mut model = model.into_decluttered()?;
+    ops::conv::replace(&mut model)?;
+    model.into_optimized()
 }
 
 /// Sum of all intermediate tensors for one window, an upper bound of what a run holds; constants count too.

@@ -3,11 +3,15 @@
 //! Owns which they are, and reading their attributes from a node. Never decides what a model may be: a node whose attributes make no
 //! sense is an error that names it, and everything else is refused or run by the engine itself.
 
+mod activation;
+pub(super) mod conv;
 pub(super) mod dense;
 mod forest;
 mod lstm;
 mod post;
+mod product;
 mod scaler;
+mod simd;
 mod tree;
 
 use tract_onnx::Onnx;

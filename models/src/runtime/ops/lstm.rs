@@ -6,23 +6,24 @@
 //! Limits: peepholes, sequence lengths and `layout` 1 are left to the engine's own operator; other activations, clipping and coupled
 //! gates are refused.
 
-use nalgebra::{DMatrixView, DMatrixViewMut};
 use tract_onnx::model::{ParsingContext, optional_inputs, optional_outputs};
 use tract_onnx::pb::NodeProto;
-use tract_onnx::tract_core::internal::tract_linalg::element_wise::ElementWise;
-use tract_onnx::tract_core::internal::tract_linalg::routines::Func;
 use tract_onnx::tract_core::ops::array::{Slice, TypedConcat};
 use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::math;
 use tract_onnx::tract_hir::internal::*;
 
 use super::Parsed;
+use super::activation::{LANES, sigmoid, tanh};
+use super::product::{Matrix, Rows};
+use super::simd::{self, Kernel, add_product};
 
 /// Gates, in ONNX's order: input, output, forget, cell.
 const GATES: usize = 4;
-/// Columns whose sums stay in registers while the state is multiplied.
+/// Columns whose sums stay in registers while one state is multiplied: eight registers of four numbers, or of eight.
 const COLUMNS: usize = 32;
-/// From so many rows on a general matrix product, which uses all that the processor has, is worth its packing of the weights.
+const COLUMNS_FUSED: usize = 64;
+/// From so many rows on, sums of several side by side are worth the packing of the weights.
 const PRODUCT_ROWS_MIN: usize = 4;
 
 #[derive(Debug, Clone)]
@@ -248,14 +249,9 @@ impl EvalOp for Steps {
         };
         let (mut h, mut c) = (spread(3)?, spread(4)?);
         let mut all = vec![0.0; if self.all { steps * batch * hidden } else { 0 }];
-        let cell = Cell { hidden, weights, bias, sigmoid: Func::Sigmoid.ew_f32()?, tanh: Func::Tanh.ew_f32()? };
-        let mut scratch = vec![0.0; batch * gates];
-        for step in 0..steps {
-            let at = if self.reversed { steps - 1 - step } else { step };
-            cell.step(&projected[at * batch * gates..(at + 1) * batch * gates], &mut scratch, &mut h, &mut c)?;
-            if self.all {
-                all[at * batch * hidden..(at + 1) * batch * hidden].copy_from_slice(&h);
-            }
+        let cells = Cells { of: self, batch, projected, weights, bias, h: &mut h, c: &mut c, all: &mut all };
+        if batch > 0 {
+            simd::run(cells);
         }
         let shape = [if self.all { steps } else { 0 }, batch, hidden];
         let state = |state: &[f32]| Ok::<_, TractError>(Tensor::from_shape(&[batch, hidden], state)?.into_tvalue());
@@ -266,78 +262,125 @@ impl EvalOp for Steps {
     not_out_of_plan!();
 }
 
-struct Cell<'a> {
-    hidden: usize,
+/// All steps of all rows of a batch; states go into `h` and `c`, and all of `h` into `all` unless it is empty.
+struct Cells<'a> {
+    of: &'a Steps,
+    batch: usize,
+    projected: &'a [f32],
     weights: &'a [f32],
     bias: &'a [f32],
-    sigmoid: Box<dyn ElementWise<f32>>,
-    tanh: Box<dyn ElementWise<f32>>,
+    h: &'a mut [f32],
+    c: &'a mut [f32],
+    all: &'a mut [f32],
 }
 
-impl Cell<'_> {
-    /// `c = f·c + i·g`, `h = o·tanh(c)`, for all rows of a batch.
-    fn step(&self, projected: &[f32], gates: &mut [f32], h: &mut [f32], c: &mut [f32]) -> TractResult<()> {
-        let (hidden, width) = (self.hidden, GATES * self.hidden);
-        for (gates, projected) in gates.chunks_exact_mut(width).zip(projected.chunks_exact(width)) {
-            for ((gate, projected), bias) in gates.iter_mut().zip(projected).zip(self.bias) {
-                *gate = projected + bias;
-            }
-        }
-        self.multiply(h, gates);
-        for gates in gates.chunks_exact_mut(width) {
-            let (sigmoids, cell) = gates.split_at_mut(3 * hidden);
-            self.sigmoid.run(sigmoids)?;
-            self.tanh.run(cell)?;
-        }
-        for (gates, (h, c)) in gates.chunks_exact(width).zip(h.chunks_exact_mut(hidden).zip(c.chunks_exact_mut(hidden)))
-        {
-            let (input, rest) = gates.split_at(hidden);
-            let (output, rest) = rest.split_at(hidden);
-            let (forget, cell) = rest.split_at(hidden);
-            for ((c, forget), (input, cell)) in c.iter_mut().zip(forget).zip(input.iter().zip(cell)) {
-                *c = forget * *c + input * cell;
-            }
-            h.copy_from_slice(c);
-            self.tanh.run(h)?;
-            h.iter_mut().zip(output).for_each(|(h, output)| *h *= output);
-        }
-        Ok(())
-    }
+impl Kernel for Cells<'_> {
+    type Output = ();
 
-    /// `gates += h · weights`.
-    fn multiply(&self, h: &[f32], gates: &mut [f32]) {
-        let (hidden, width) = (self.hidden, GATES * self.hidden);
-        let batch = h.len() / hidden;
-        if batch >= PRODUCT_ROWS_MIN {
-            // Rows of ours are columns there.
-            let weights = DMatrixView::from_slice(self.weights, width, hidden);
-            let states = DMatrixView::from_slice(h, hidden, batch);
-            DMatrixViewMut::from_slice(gates, width, batch).gemm(1.0, &weights, &states, 1.0);
-            return;
-        }
-        for (h, gates) in h.chunks_exact(hidden).zip(gates.chunks_exact_mut(width)) {
-            let mut at = 0;
-            while at + COLUMNS <= width {
-                self.multiply_block::<COLUMNS>(h, gates, at);
-                at += COLUMNS;
-            }
-            while at < width {
-                self.multiply_block::<GATES>(h, gates, at);
-                at += GATES;
-            }
-        }
-    }
-
-    /// Columns `at..at + N` of one row. The width is a multiple of [`GATES`], so that every block is whole.
     #[inline(always)]
-    fn multiply_block<const N: usize>(&self, h: &[f32], gates: &mut [f32], at: usize) {
-        let mut sums = [0.0_f32; N];
-        for (h, weights) in h.iter().zip(self.weights.chunks_exact(GATES * self.hidden)) {
-            let Some(weights) = weights.get(at..).and_then(|rest| rest.first_chunk::<N>()) else { return };
-            for (sum, weight) in sums.iter_mut().zip(weights) {
-                *sum += h * weight;
+    fn run<const FUSED: bool>(self) {
+        let Cells { of: Steps { hidden, reversed, .. }, batch, weights, bias, h, c, .. } = self;
+        let (hidden, width) = (*hidden, GATES * *hidden);
+        let matrix = (batch >= PRODUCT_ROWS_MIN)
+            .then(|| Matrix::new(hidden, width, |row, column| weights[row * width + column], |column| bias[column]));
+        let mut gates = vec![0.0; batch * width];
+        let steps = self.projected.len() / gates.len();
+        for step in 0..steps {
+            let at = if *reversed { steps - 1 - step } else { step };
+            let projected = &self.projected[at * batch * width..(at + 1) * batch * width];
+            if let Some(matrix) = &matrix {
+                gates.copy_from_slice(projected);
+                let rows = Rows { values: h, step: hidden, count: batch };
+                matrix.multiply::<FUSED>(rows, &mut gates, width, |projected, sum| projected + sum);
+            } else {
+                let rows = projected.chunks_exact(width).zip(gates.chunks_exact_mut(width));
+                for (h, (projected, gates)) in h.chunks_exact(hidden).zip(rows) {
+                    multiply::<FUSED>(h, weights, [projected, bias], gates);
+                }
+            }
+            let states = h.chunks_exact_mut(hidden).zip(c.chunks_exact_mut(hidden));
+            for (gates, (h, c)) in gates.chunks_exact(width).zip(states) {
+                activate::<FUSED>(gates, h, c);
+            }
+            if !self.all.is_empty() {
+                self.all[at * batch * hidden..(at + 1) * batch * hidden].copy_from_slice(h);
             }
         }
-        gates[at..at + N].iter_mut().zip(&sums).for_each(|(gate, sum)| *gate += sum);
     }
+}
+
+/// `gates = given[0] + given[1] + h · weights` for one row. Its width is a multiple of [`GATES`], so that every block is whole.
+#[inline(always)]
+fn multiply<const FUSED: bool>(h: &[f32], weights: &[f32], given: [&[f32]; 2], gates: &mut [f32]) {
+    let width = gates.len();
+    let mut at = 0;
+    while at + COLUMNS_FUSED <= width && FUSED {
+        multiply_block::<COLUMNS_FUSED, FUSED>(h, weights, given, gates, at);
+        at += COLUMNS_FUSED;
+    }
+    while at + COLUMNS <= width {
+        multiply_block::<COLUMNS, FUSED>(h, weights, given, gates, at);
+        at += COLUMNS;
+    }
+    while at < width {
+        multiply_block::<GATES, FUSED>(h, weights, given, gates, at);
+        at += GATES;
+    }
+}
+
+/// Columns `at..at + N`.
+#[inline(always)]
+fn multiply_block<const N: usize, const FUSED: bool>(
+    h: &[f32],
+    weights: &[f32],
+    given: [&[f32]; 2],
+    gates: &mut [f32],
+    at: usize,
+) {
+    let block = |row: &[f32]| row.get(at..).and_then(|rest| rest.first_chunk::<N>()).copied();
+    let [Some(mut sums), Some(bias)] = given.map(block) else { return };
+    sums.iter_mut().zip(&bias).for_each(|(sum, bias)| *sum += bias);
+    for (h, weights) in h.iter().zip(weights.chunks_exact(gates.len())) {
+        let Some(weights) = block(weights) else { return };
+        for (sum, weight) in sums.iter_mut().zip(&weights) {
+            *sum = add_product::<FUSED>(*sum, *h, *weight);
+        }
+    }
+    gates[at..at + N].copy_from_slice(&sums);
+}
+
+/// `c = f·c + i·g`, `h = o·tanh(c)` for one row, from the gates' sums.
+#[inline(always)]
+fn activate<const FUSED: bool>(gates: &[f32], h: &mut [f32], c: &mut [f32]) {
+    let hidden = h.len();
+    let (input, rest) = gates.split_at(hidden);
+    let (output, rest) = rest.split_at(hidden);
+    let (forget, cell) = rest.split_at(hidden);
+    for from in (0..hidden).step_by(LANES) {
+        let input = sigmoid::<FUSED>(lanes(input, from));
+        let output = sigmoid::<FUSED>(lanes(output, from));
+        let forget = sigmoid::<FUSED>(lanes(forget, from));
+        let cell = tanh::<FUSED>(lanes(cell, from));
+        let kept = lanes(c, from);
+        let mut next = [0.0; LANES];
+        for (at, next) in next.iter_mut().enumerate() {
+            *next = add_product::<FUSED>(forget[at] * kept[at], input[at], cell[at]);
+        }
+        let mut state = tanh::<FUSED>(next);
+        state.iter_mut().zip(&output).for_each(|(state, output)| *state *= output);
+        let many = LANES.min(hidden - from);
+        c[from..from + many].copy_from_slice(&next[..many]);
+        h[from..from + many].copy_from_slice(&state[..many]);
+    }
+}
+
+/// Numbers from `from` on, and zeros behind the last.
+#[inline(always)]
+fn lanes(values: &[f32], from: usize) -> [f32; LANES] {
+    let values = &values[from..];
+    values.first_chunk::<LANES>().copied().unwrap_or_else(|| {
+        let mut lanes = [0.0; LANES];
+        lanes[..values.len()].copy_from_slice(values);
+        lanes
+    })
 }

@@ -30,11 +30,11 @@ struct Case {
 }
 
 impl Case {
-    /// Length of what it gives; `None` if there is none.
+    /// Length of what it gives; `None` if there is none. The engine refuses what only `output_padding` gives a length.
     fn samples_out(&self) -> Option<usize> {
         let pads = self.pads[0] + self.pads[1];
         let samples = if self.transposed {
-            ((self.samples - 1) * self.stride + self.taps + self.output_padding).checked_sub(pads)?
+            ((self.samples - 1) * self.stride + self.taps).checked_sub(pads)? + self.output_padding
         } else {
             (self.samples + pads).checked_sub(self.taps)? / self.stride + 1
         };

@@ -203,6 +203,8 @@ async function is_accessible({ browser, url, logins }) {
   await ask("begin the fault");
   for (const theme of ["light", "dark"]) {
     const page = await open(browser, url, { theme });
+    const shown = () => page.evaluate(() => document.documentElement.dataset.theme);
+    expect((await shown()) === theme, `the page is not ${theme} as the system prefers`);
     await page.getByLabel("Password").waitFor();
     await check(page, axe, `sign-in, ${theme}`);
     await signIn(page, logins.engineer.user, logins.engineer.password);

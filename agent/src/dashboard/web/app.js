@@ -102,10 +102,7 @@ function title(name = titled) {
 }
 
 function themeButton() {
-  const dark = () =>
-    document.documentElement.dataset.theme
-      ? document.documentElement.dataset.theme === "dark"
-      : matchMedia("(prefers-color-scheme: dark)").matches;
+  const dark = () => document.documentElement.dataset.theme === "dark";
   const button = el("button.quiet.square", { type: "button" });
   const draw = () => {
     fill(button, icon(dark() ? "sun" : "moon"));
@@ -120,9 +117,9 @@ function themeButton() {
     } catch {
       // Without storage the choice lasts as long as the page.
     }
-    draw();
     window.dispatchEvent(new Event("themechange"));
   });
+  window.addEventListener("themechange", draw);
   draw();
   return button;
 }

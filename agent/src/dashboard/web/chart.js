@@ -221,8 +221,6 @@ export function chart({ title, unit = null, expected = null, limit = null, floor
     build(globalThis.uPlot);
   };
   window.addEventListener("themechange", recolour);
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  dark.addEventListener("change", recolour);
 
   return {
     node,
@@ -234,7 +232,6 @@ export function chart({ title, unit = null, expected = null, limit = null, floor
     destroy() {
       resize.disconnect();
       window.removeEventListener("themechange", recolour);
-      dark.removeEventListener("change", recolour);
       destroyPlot();
     },
   };

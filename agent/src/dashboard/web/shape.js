@@ -1,6 +1,6 @@
 // The state of a machine as shape, colour and word. No state is told by colour alone.
 
-import { el, svg } from "./dom.js";
+import { el, fill, svg } from "./dom.js";
 
 // level: the colour; word: how it is called.
 const LOOKS = {
@@ -49,6 +49,17 @@ export function sign(look, extra = "") {
     shape.paths.map((d) => svg("path", { ...outline, d })),
     svg("path", { class: `sign-mark${shape.hollow ? " hollow" : ""}`, d: shape.mark }),
   );
+}
+
+// A place for the sign of an asset, drawn anew only when it changes; gives the look.
+export function signal(node) {
+  let drawn = "";
+  return (asset) => {
+    const look = lookOf(asset);
+    if (drawn !== look) fill(node, sign(look));
+    drawn = look;
+    return look;
+  };
 }
 
 // Sign and word.

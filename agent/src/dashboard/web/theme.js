@@ -1,11 +1,21 @@
-// Sets the theme before the first paint: what was chosen here, otherwise what the system prefers.
+// Sets the theme before the first paint: what was chosen here, otherwise what the system prefers, also when that changes.
 (() => {
-  const chosen = (() => {
+  const root = document.documentElement;
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const chosen = () => {
     try {
-      return localStorage.getItem("millwright.theme");
+      const theme = localStorage.getItem("millwright.theme");
+      return theme === "light" || theme === "dark" ? theme : null;
     } catch {
       return null;
     }
-  })();
-  if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
+  };
+  const apply = () => {
+    root.dataset.theme = chosen() ?? (system.matches ? "dark" : "light");
+  };
+  system.addEventListener("change", () => {
+    apply();
+    window.dispatchEvent(new Event("themechange"));
+  });
+  apply();
 })();

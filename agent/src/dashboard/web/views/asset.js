@@ -6,7 +6,7 @@ import { ask, attempt, problem } from "../dialog.js";
 import { el, fill, text } from "../dom.js";
 import { about, count, duration, moment, number, since, time, withUnit } from "../format.js";
 import * as live from "../live.js";
-import { icon, levelOf, lookOf, sign, sinceUs, stateWord } from "../shape.js";
+import { icon, levelOf, signal, sinceUs, stateWord } from "../shape.js";
 import { plant, watch } from "../store.js";
 import { silenceForm } from "./silence.js";
 
@@ -287,13 +287,11 @@ function heading(name) {
     el("div.head-main", null, lamp, el("div", null, el("h1", null, name), state), el("dl.head-figures", null, el("div", null, el("dt", null, "Health"), el("dd", null, health)), el("div", null, el("dt", null, "Score"), el("dd", null, score)))),
     alert,
   );
-  let drawn = "";
+  const show = signal(lamp);
   return {
     node,
     update(asset) {
-      const look = lookOf(asset);
-      if (drawn !== look) fill(lamp, sign(look));
-      drawn = look;
+      const look = show(asset);
       const quiet = asset.silenced_until_us ? `, silenced until ${moment(asset.silenced_until_us)}` : "";
       const learning = asset.learning ? `, ${count(asset.learning.rows)} of ${count(asset.learning.of)} rows` : "";
       text(state, `${stateWord(asset)} ${since(sinceUs(asset))}${learning}${quiet}`);

@@ -2,7 +2,7 @@
 
 import { el, fill, keyed, text } from "../dom.js";
 import { about, bytes, clock, count, duration, moment, number, plural, since } from "../format.js";
-import { STATES, STATE_WORDS, icon, levelOf, lookOf, meter, sign, sinceUs, stateWord, wordOf } from "../shape.js";
+import { STATES, STATE_WORDS, icon, levelOf, meter, sign, signal, sinceUs, stateWord, wordOf } from "../shape.js";
 import { plant, troubled, watch, worstFirst } from "../store.js";
 
 // What was chosen stays while other views are open.
@@ -138,13 +138,11 @@ function visitRow() {
   const age = el("span.age");
   const link = el("a.visit", null, lamp, el("span.visit-main", null, el("span.visit-title", null, name, word), message, notes), scoreBox, age);
   const node = el("li", null, link);
-  let drawn = "";
+  const show = signal(lamp);
   return {
     node,
     update(asset) {
-      const look = lookOf(asset);
-      if (drawn !== look) fill(lamp, sign(look));
-      drawn = look;
+      const look = show(asset);
       link.className = `visit ${levelOf(look)}${asset.alert?.acknowledged ? " known" : ""}`;
       link.href = asset.alert ? `#/alert/${asset.alert.number}` : `#/asset/${encodeURIComponent(asset.asset)}`;
       text(name, asset.asset);
@@ -178,13 +176,11 @@ function tile() {
   const gauge = meter();
   const link = el("a.tile", null, lamp, name, el("span.tile-figure", null, label, figure), detail, gauge.node);
   const node = el("li", null, link);
-  let drawn = "";
+  const show = signal(lamp);
   return {
     node,
     update(asset) {
-      const look = lookOf(asset);
-      if (drawn !== look) fill(lamp, sign(look));
-      drawn = look;
+      const look = show(asset);
       link.className = `tile ${levelOf(look)}`;
       link.href = `#/asset/${encodeURIComponent(asset.asset)}`;
       text(name, asset.asset);

@@ -2,7 +2,7 @@
 
 import { el, fill, keyed, text } from "../dom.js";
 import { plural, since } from "../format.js";
-import { STATES, STATE_WORDS, levelOf, lookOf, sign, sinceUs, stateWord } from "../shape.js";
+import { STATES, STATE_WORDS, levelOf, sign, signal, sinceUs, stateWord } from "../shape.js";
 import { plant, troubled, watch, worstFirst } from "../store.js";
 import { story } from "./plant.js";
 
@@ -60,13 +60,11 @@ function lamp() {
   const word = el("span.word");
   const message = el("span.message");
   const node = el("li", null, shape, name, word, message);
-  let drawn = "";
+  const show = signal(shape);
   return {
     node,
     update(asset) {
-      const look = lookOf(asset);
-      if (drawn !== look) fill(shape, sign(look));
-      drawn = look;
+      const look = show(asset);
       node.className = `wall-lamp ${levelOf(look)}${asset.alert?.acknowledged ? " known" : ""}`;
       text(name, asset.asset);
       text(word, `${stateWord(asset)} ${since(sinceUs(asset))}${asset.alert?.acknowledged ? ", acknowledged" : ""}`);
@@ -80,13 +78,11 @@ function window() {
   const name = el("span.name");
   const figure = el("span.figure");
   const node = el("li", null, shape, name, figure);
-  let drawn = "";
+  const show = signal(shape);
   return {
     node,
     update(asset) {
-      const look = lookOf(asset);
-      if (drawn !== look) fill(shape, sign(look));
-      drawn = look;
+      const look = show(asset);
       node.className = `wall-window ${levelOf(look)}`;
       text(name, asset.asset);
       const learned = asset.learning?.of ? `${Math.floor((asset.learning.rows / asset.learning.of) * 100)} %` : "";

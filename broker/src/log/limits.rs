@@ -97,8 +97,8 @@ impl Default for Limits {
             tail_rows_max: 65_536,
             tail_bytes_max: 16 * 1_024 * 1_024,
             message_bytes_max: 16 * 1_024 * 1_024,
-            // 100,000 of a plant, and what the gateway publishes itself.
-            topics_max: 131_072,
+            // 100,000 of a plant, and what the gateway publishes itself: as many as a table of 131,072 places holds.
+            topics_max: 114_688,
             cursors_max: 10_000,
             sessions_max: 10_000,
             retained_count_max: 65_536,

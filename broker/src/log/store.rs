@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::{CachedStatement, Connection};
+use rusqlite::{CachedStatement, Connection, OptionalExtension};
 
 use super::LogMessage;
 use super::cursor::CursorChange;
@@ -17,7 +17,7 @@ use super::limits::{Budget, CHECKPOINT_FRAMES, CHECKPOINT_RESTART_FRAMES, FRAME_
 use super::partition::{Partition, Partitions};
 use super::schema;
 use super::sessions::{self, SessionUpdate};
-use super::topics::Topics;
+use super::topics::{Topics, Unused};
 use crate::clock;
 use crate::retained::RetainedMessage;
 use crate::topic::TopicName;
@@ -233,7 +233,8 @@ impl Store {
         });
         let attempt = |store: &Store, abandon| {
             let drop = || store.drop_in_transaction(&oldest, plan, cursors, &pruned, lost, abandon);
-            store.begin().and_then(|()| drop()).and_then(|()| store.commit()).map_err(|error| {
+            let dropped = store.begin().and_then(|()| drop());
+            dropped.and_then(|name_bytes| store.commit().map(|()| name_bytes)).map_err(|error| {
                 store.rollback();
                 StoreError::from(error)
             })
@@ -244,9 +245,9 @@ impl Store {
             other => other,
         };
         match result {
-            Ok(()) => {
+            Ok(name_bytes) => {
                 self.partitions.remove_oldest();
-                self.topics.forget(&pruned);
+                self.topics.forget(&pruned, name_bytes);
                 self.remeasure();
                 Ok(lost.unwrap_or_default())
             }
@@ -254,15 +255,16 @@ impl Store {
         }
     }
 
+    /// Gives the bytes of the names of the topics that it deleted.
     fn drop_in_transaction(
         &self,
         oldest: &Partition,
         plan: &DropPlan,
         cursors: &[CursorChange],
-        pruned: &[(TopicName, u32)],
+        pruned: &[Unused],
         lost: Option<(u64, u64)>,
         abandon: bool,
-    ) -> rusqlite::Result<()> {
+    ) -> rusqlite::Result<usize> {
         let connection = &self.connection;
         if let Some(((from, names), (rows, bytes))) = plan.lost.as_ref().zip(lost) {
             record_gap(connection, (*from, plan.end), rows, bytes, names)?;
@@ -276,14 +278,13 @@ impl Store {
         // Without these, dropping the last partition would let offsets and numbers begin again.
         schema::set_meta_number(connection, "next_offset", plan.head)?;
         schema::set_meta_number(connection, "next_partition", u64::from(self.partitions.next_number()))?;
+        let mut name_bytes = 0;
         if !pruned.is_empty() {
-            let mut delete = connection.prepare_cached("DELETE FROM topic WHERE id=?1")?;
-            for (_, id) in pruned {
-                delete.execute([id])?;
-            }
+            name_bytes = delete_topics(connection, pruned)?;
             schema::set_meta_number(connection, "next_topic", u64::from(self.topics.next_id()))?;
         }
-        write_cursors(connection, cursors)
+        write_cursors(connection, cursors)?;
+        Ok(name_bytes)
     }
 
     /// Reads how much is used. Both numbers are in the first page's header, which is in memory.
@@ -435,6 +436,17 @@ fn lost_bytes(connection: &Connection, number: u32, from: u64) -> rusqlite::Resu
     connection.query_row(&sql, [schema::signed(from)], |row| row.get(0)).map(schema::unsigned)
 }
 
+/// Deletes topics; gives the bytes of their names.
+fn delete_topics(connection: &Connection, topics: &[Unused]) -> rusqlite::Result<usize> {
+    let mut delete = connection.prepare_cached("DELETE FROM topic WHERE id=?1 RETURNING octet_length(name)")?;
+    let mut bytes = 0;
+    for topic in topics {
+        let deleted: Option<i64> = delete.query_row([topic.id], |row| row.get(0)).optional()?;
+        bytes += usize::try_from(deleted.unwrap_or(0)).unwrap_or(0);
+    }
+    Ok(bytes)
+}
+
 /// Writes the loss of `from..to` into the ledger. A loss that continues the last one of the same cursors extends it.
 fn record_gap(
     connection: &Connection,
@@ -508,7 +520,7 @@ fn load_topics(connection: &Connection, head: u64, count_max: usize, bytes_max: 
         let name = row.get_ref(1)?.as_str().ok().and_then(|name| TopicName::parse(name).ok());
         // A number whose name is damaged is kept out of use by `next_id`; its messages read as a gap.
         match name {
-            Some(name) => topics.load(row.get(0)?, name, head),
+            Some(name) => topics.load(row.get(0)?, &name, head),
             None => topics.skip(row.get(0)?),
         }
     }

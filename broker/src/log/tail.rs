@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::limits::MESSAGE_OVERHEAD_BYTES;
 use super::{FetchLimit, Fetched, LogMessage, Offset};
+use crate::topic::TopicName;
 
 type Chunk = Arc<Vec<Arc<LogMessage>>>;
 
@@ -52,7 +53,7 @@ impl Tail {
     pub(crate) fn push(&self, messages: Vec<Arc<LogMessage>>, announce: impl FnOnce(u64)) {
         let (Some(first), Some(last)) = (messages.first(), messages.last()) else { return };
         let (first, head) = (first.offset.0, last.offset.0 + 1);
-        let bytes = messages.iter().map(|message| message_bytes(message)).sum();
+        let bytes = held_bytes(&messages);
         let mut gone = Vec::new();
         let mut state = self.lock();
         state.rows += messages.len();
@@ -113,7 +114,19 @@ impl Tail {
     }
 }
 
-/// What a message costs in memory.
+/// What a chunk costs in memory. Messages of one publisher mostly share the topic's name with the message before; a name of its own
+/// can be larger than all else of a message.
+fn held_bytes(messages: &[Arc<LogMessage>]) -> usize {
+    let mut shared = None;
+    let names = messages.iter().map(|message| {
+        let topic = &message.message.topic;
+        let is_same = shared.replace(topic).is_some_and(|before: &TopicName| before.is_same(topic));
+        if is_same { 0 } else { topic.as_str().len() }
+    });
+    names.sum::<usize>() + messages.iter().map(|message| message_bytes(message)).sum::<usize>()
+}
+
+/// What a message costs in memory, without the name of its topic.
 pub(crate) fn message_bytes(message: &LogMessage) -> usize {
     message.message.payload.len() + message.message.properties.len() + MESSAGE_OVERHEAD_BYTES
 }
@@ -125,13 +138,13 @@ mod tests {
 
     use super::*;
     use crate::message::{Message, QoS};
-    use crate::topic::TopicName;
 
     fn chunk(offsets: std::ops::Range<u64>) -> Vec<Arc<LogMessage>> {
+        let topic = TopicName::parse("plant/pump").unwrap();
         offsets
             .map(|offset| {
                 let message = Message {
-                    topic: TopicName::parse("a").unwrap(),
+                    topic: topic.clone(),
                     payload: Bytes::from_static(&[0; 40]),
                     properties: Bytes::new(),
                     qos: QoS::AtLeastOnce,
@@ -176,18 +189,31 @@ mod tests {
         assert_eq!(offsets(&tail, 5, 100, 1), Some(vec![5]));
     }
 
+    // A name that is the message's own counts for each message, a shared one once.
+    #[test]
+    fn names_count() {
+        let tail = Tail::new(1, 4, 1 << 20);
+        let own = chunk(1..4).into_iter().map(|message| {
+            let mut message = (*message).clone();
+            message.message.topic = TopicName::parse(message.message.topic.as_str()).unwrap();
+            Arc::new(message)
+        });
+        push(&tail, own.collect());
+        assert_eq!(tail.size(), (3, 630));
+    }
+
     // The oldest chunks leave when rows or bytes exceed their bound, not when they reach it.
     #[test]
     fn the_tail_is_bounded() {
         let tail = Tail::new(1, 4, 1 << 20);
         push(&tail, chunk(1..3));
         push(&tail, chunk(3..5));
-        assert_eq!((tail.size(), offsets(&tail, 1, 1, 1)), ((4, 800), Some(vec![1])));
+        assert_eq!((tail.size(), offsets(&tail, 1, 1, 1)), ((4, 820), Some(vec![1])));
         push(&tail, chunk(5..6));
-        assert_eq!((tail.size(), offsets(&tail, 1, 1, 1), offsets(&tail, 3, 1, 1)), ((3, 600), None, Some(vec![3])));
-        let tail = Tail::new(1, 100, 400);
+        assert_eq!((tail.size(), offsets(&tail, 1, 1, 1), offsets(&tail, 3, 1, 1)), ((3, 620), None, Some(vec![3])));
+        let tail = Tail::new(1, 100, 410);
         push(&tail, chunk(1..3));
-        assert_eq!(tail.size(), (2, 400));
+        assert_eq!(tail.size(), (2, 410));
         push(&tail, chunk(3..6));
         assert_eq!((tail.size(), offsets(&tail, 6, 1, 1)), ((0, 0), Some(vec![])));
     }

@@ -278,6 +278,35 @@ async fn unused_topics_are_pruned() {
     assert!(verify(dir.path()).unwrap().is_sound());
 }
 
+// After a restart topics have their numbers, and are pruned once nothing from before it is on disk any more.
+#[tokio::test]
+async fn topics_outlive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { topics_max: 12, ..Limits::default() };
+    let config = || LogConfig { limits: limits.clone(), ..small(dir.path(), WhenFull::Refuse) };
+    let log = open(config());
+    for n in 0..7 {
+        log.append(vec![append(&format!("old/{n}"), "x")]).await.unwrap();
+    }
+    log.close();
+    let log = open(config());
+    log.append(vec![append("old/3", "x")]).await.unwrap();
+    let again = log.fetch(Offset(8), FetchLimit::default()).await.unwrap();
+    assert_eq!((again.messages[0].topic_id, log.stats().topics), (4, 7));
+    while log.stats().partitions_dropped < 1 {
+        log.append(rows()).await.unwrap();
+    }
+    assert_eq!(log.stats().topics, 1, "the first partition had all that was before");
+    log.close();
+    let log = open(config());
+    until("the topic is found", || log.stats().topics == 1).await;
+    log.append(vec![append("old/3", "x")]).await.unwrap();
+    let newest = log.fetch(Offset(log.head().0 - 1), FetchLimit::default()).await.unwrap();
+    assert_eq!(newest.messages[0].topic_id, 9, "a number is not given twice, not after a restart either");
+    log.close();
+    assert!(verify(dir.path()).unwrap().is_sound());
+}
+
 // A quota that leaves no room to work is refused with the smallest that does.
 #[test]
 fn a_tiny_quota_is_refused() {

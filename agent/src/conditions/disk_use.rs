@@ -1,7 +1,6 @@
-//! How much of its disk the gateway uses, how much it writes, and when the room ends.
+//! How much of its disk the gateway uses, and when the room ends.
 //!
-//! Owns a record of the last hour, one sample each [`SAMPLE_US`] and [`SAMPLES_MAX`] at most (8 KiB), and the count of the day.
-//! Reads no clock, file or socket. What is written counts the log alone, which is nearly all of it, and begins anew when the gateway starts.
+//! Owns a record of the last hour, one sample each [`SAMPLE_US`] and [`SAMPLES_MAX`] at most (8 KiB). Reads no clock, file or socket.
 
 use std::collections::VecDeque;
 
@@ -18,8 +17,6 @@ const SAMPLES_MAX: usize = 360;
 const SPAN_US_MIN: i64 = 60_000_000;
 /// What takes longer than ten years is not told.
 const HOURS_MAX: f64 = 10.0 * 365.0 * 24.0;
-/// UTC days.
-const DAY_US: i64 = 24 * 3_600 * 1_000_000;
 
 /// The disk at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
@@ -32,7 +29,8 @@ pub struct DiskUse {
     pub free_bytes: Option<u64>,
     /// Hours until the log has reached its quota or the file system is full, as both went in the last hour. Null when neither grows.
     pub hours_to_full: Option<f64>,
-    /// Bytes sent to the device for the log since midnight UTC, or since the start: the wear of the flash.
+    /// Bytes that the gateway sent to the device since midnight UTC, restarts included: the wear of the flash. Where the system does not
+    /// count them, those of the log.
     pub written_today_bytes: u64,
 }
 
@@ -40,9 +38,6 @@ pub struct DiskUse {
 #[derive(Debug, Default)]
 pub struct DiskMeter {
     samples: VecDeque<Sample>,
-    day: i64,
-    /// What had been written when the day began.
-    day_began_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,22 +48,16 @@ struct Sample {
 }
 
 impl DiskMeter {
-    /// The figures now.
-    pub fn measure(&mut self, now_us: i64, log: &LogStats, disk: Option<Share>) -> DiskUse {
+    /// The figures now, with what was written today.
+    pub fn measure(&mut self, now_us: i64, log: &LogStats, disk: Option<Share>, written_today_bytes: u64) -> DiskUse {
         let free_bytes = disk.map(|disk| disk.max.saturating_sub(disk.used));
         self.note(Sample { at_us: now_us, log_bytes: log.bytes, free_bytes });
-        let day = now_us.div_euclid(DAY_US);
-        if self.day != day {
-            // The first day of a run began with nothing written.
-            self.day_began_bytes = if self.day == 0 { 0 } else { log.device_bytes };
-            self.day = day;
-        }
         DiskUse {
             log_bytes: log.bytes,
             log_bytes_max: log.bytes_max,
             free_bytes,
             hours_to_full: self.hours_to_full(now_us, log, free_bytes),
-            written_today_bytes: log.device_bytes.saturating_sub(self.day_began_bytes),
+            written_today_bytes,
         }
     }
 
@@ -113,12 +102,12 @@ mod tests {
     const HOUR_US: i64 = 3_600 * 1_000_000;
     const MIB: u64 = 1 << 20;
 
-    fn stats(bytes: u64, device_bytes: u64) -> LogStats {
+    fn stats(bytes: u64) -> LogStats {
         let dir = tempfile::tempdir().unwrap();
         let log = Log::open(LogConfig::new(dir.path())).unwrap().log;
         let stats = log.stats();
         log.close();
-        LogStats { bytes, bytes_max: 100 * MIB, device_bytes, ..stats }
+        LogStats { bytes, bytes_max: 100 * MIB, ..stats }
     }
 
     // The room ends where the growth of the last hour leads: by the quota or by the file system, whichever is first; before a
@@ -127,26 +116,14 @@ mod tests {
     fn the_end_of_the_room_follows_from_the_growth() {
         let mut meter = DiskMeter::default();
         let disk = |free: u64| Some(Share { used: 1_000 * MIB - free, max: 1_000 * MIB });
-        let start_us = 1_000 * DAY_US;
-        assert_eq!(meter.measure(start_us, &stats(10 * MIB, 0), disk(900 * MIB)).hours_to_full, None);
+        let start_us = 24_000 * HOUR_US;
+        assert_eq!(meter.measure(start_us, &stats(10 * MIB), disk(900 * MIB), 0).hours_to_full, None);
         let at = |minutes: i64| start_us + minutes * HOUR_US / 60;
-        assert_eq!(meter.measure(at(1) - 1, &stats(20 * MIB, 0), disk(900 * MIB)).hours_to_full, None);
-        assert_eq!(meter.measure(at(1), &stats(10 * MIB, 0), disk(900 * MIB)).hours_to_full, None);
-        let log = meter.measure(at(30), &stats(20 * MIB, 0), disk(900 * MIB)).hours_to_full.unwrap();
+        assert_eq!(meter.measure(at(1) - 1, &stats(20 * MIB), disk(900 * MIB), 0).hours_to_full, None);
+        assert_eq!(meter.measure(at(1), &stats(10 * MIB), disk(900 * MIB), 0).hours_to_full, None);
+        let log = meter.measure(at(30), &stats(20 * MIB), disk(900 * MIB), 0).hours_to_full.unwrap();
         assert!((log - 4.0).abs() < 1e-6, "80 MiB at 20 MiB an hour: {log}");
-        let disk = meter.measure(at(30), &stats(20 * MIB, 0), disk(100 * MIB)).hours_to_full.unwrap();
+        let disk = meter.measure(at(30), &stats(20 * MIB), disk(100 * MIB), 0).hours_to_full.unwrap();
         assert!((disk - 0.0625).abs() < 1e-6, "100 MiB at 1,600 MiB an hour: {disk}");
-    }
-
-    // What is written counts from midnight UTC, and on the first day from the start.
-    #[test]
-    fn the_wear_of_a_day_begins_at_midnight() {
-        let mut meter = DiskMeter::default();
-        let day_us = 1_000 * DAY_US;
-        let mut written = |at_us, device| meter.measure(at_us, &stats(0, device), None).written_today_bytes;
-        assert_eq!(written(day_us - 2, 500), 500);
-        assert_eq!(written(day_us - 1, 800), 800);
-        assert_eq!(written(day_us, 800), 0);
-        assert_eq!(written(day_us + HOUR_US, 1_000), 200);
     }
 }

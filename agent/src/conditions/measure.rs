@@ -8,18 +8,19 @@ use std::path::Path;
 use rustix::process::{Resource, getrlimit};
 
 use super::Share;
+use super::wear::EARLIEST_US;
 
 /// Where Linux lists this process's open files.
 const OPEN_FILES: &str = "/proc/self/fd";
 /// Where Linux tells this process's memory, in pages.
 const MEMORY_PAGES: &str = "/proc/self/statm";
+/// Where Linux tells what this process had the device do.
+const INPUT_OUTPUT: &str = "/proc/self/io";
 /// Where a container's limit of memory is told; `max` is none.
 const CGROUP_MEMORY: &str = "/sys/fs/cgroup/memory.max";
 
 /// Made by the system's time service once it has set the clock by a server.
 const CLOCK_SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
-/// No clock that is right shows a time before this program was written: 2025-01-01.
-const EARLIEST_US: i64 = 1_735_689_600_000_000;
 
 /// Whether the system's clock can be trusted; `None` where no service tells.
 pub fn clock_trusted(now_us: i64) -> Option<bool> {
@@ -55,6 +56,12 @@ pub fn memory() -> Option<Share> {
     let pages: u64 = fs::read_to_string(MEMORY_PAGES).ok()?.split_whitespace().nth(1)?.parse().ok()?;
     let used = pages.saturating_mul(rustix::param::page_size() as u64);
     Some(Share { used, max: memory_max()? })
+}
+
+/// Bytes that this process, and its children that have ended, sent to the device since the start.
+pub fn written_bytes() -> Option<u64> {
+    let counters = fs::read_to_string(INPUT_OUTPUT).ok()?;
+    counters.lines().find_map(|line| line.strip_prefix("write_bytes:"))?.trim().parse().ok()
 }
 
 fn memory_max() -> Option<u64> {

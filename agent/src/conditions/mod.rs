@@ -7,12 +7,15 @@
 pub mod disk_use;
 pub mod measure;
 pub mod watch;
+pub mod wear;
+mod written;
 
 use millwright_broker::TlsState;
 use millwright_broker::log::{FullReason, LogStats};
 use serde::Serialize;
 
 use crate::historian::HistoryStatus;
+use crate::upstream::status::{Link, UpstreamStatus};
 
 /// Share of the log's quota held by messages that somebody still needs: raised, and cleared.
 const LOG_FILLING: Band = Band { raise: 0.7, clear: 0.6 };
@@ -34,6 +37,8 @@ const FILES_CRITICAL: Band = Band { raise: 0.97, clear: 0.9 };
 const CERTIFICATE_S_MIN: i64 = 30 * 24 * 60 * 60;
 /// Time constant of the averaged growth of the log, seconds.
 const GROWTH_AVERAGE_S: f64 = 10.0;
+/// An upstream without a connection for longer is told of: a server that is restarted is not.
+const UPSTREAM_AWAY_US: i64 = 60_000_000;
 /// A condition that was just raised stays for so long at least, so that whoever looks now and then sees it.
 const RAISED_MIN_US: i64 = 3_000_000;
 
@@ -104,6 +109,8 @@ pub struct Measurements {
     pub tls: Option<TlsState>,
     /// The history for charts of the past.
     pub history: HistoryStatus,
+    /// Where messages are forwarded to.
+    pub upstreams: Vec<UpstreamStatus>,
 }
 
 /// So much of so much.
@@ -143,6 +150,7 @@ impl Judge {
         found.extend(self.files(m));
         found.extend(certificate(m.tls.as_ref(), now_us));
         found.extend(history(&m.history));
+        found.extend(upstream(&m.upstreams, now_us));
         self.take(now_us, found);
         &self.conditions
     }
@@ -285,7 +293,10 @@ fn held(log: &LogStats) -> Share {
 }
 
 fn remedy_of(cursor: &str) -> String {
-    if cursor == "inference" {
+    if let Some(upstream) = cursor.strip_prefix("upstream/") {
+        let name = upstream.trim_end_matches("/urgent");
+        format!("bring the upstream `{name}` back, remove it from the configuration, or raise log.quota_mb")
+    } else if cursor == "inference" {
         "find what keeps the pipeline (`millwright status`: μ, a lock on state.db), or raise log.quota_mb".to_owned()
     } else {
         format!("bring the client of `{cursor}` back or end its session, or raise log.quota_mb")
@@ -301,6 +312,35 @@ fn history(status: &HistoryStatus) -> Option<Finding> {
     let text = format!("charts of the past get nothing new: {trouble}; {skipped}; scoring goes on");
     let remedy = "free space on the file system of the data directory, or make history.quota_mb smaller".to_owned();
     Some((Severity::Warning, "history", text, remedy))
+}
+
+fn upstream(upstreams: &[UpstreamStatus], now_us: i64) -> Option<Finding> {
+    let is_away =
+        |it: &&UpstreamStatus| it.link != Link::Connected && now_us.saturating_sub(it.since_us) >= UPSTREAM_AWAY_US;
+    let away: Vec<String> = upstreams
+        .iter()
+        .filter(is_away)
+        .map(|it| {
+            let minutes = now_us.saturating_sub(it.since_us) / 60_000_000;
+            let error = it.error.as_deref().unwrap_or("it does not answer");
+            format!(
+                "`{}` has had no connection for {minutes} min, {} messages wait ({error})",
+                it.name, it.queue.backlog
+            )
+        })
+        .collect();
+    let refused: Vec<String> = upstreams
+        .iter()
+        .filter(|it| it.refused > 0)
+        .map(|it| format!("`{}` has refused {} messages, which were left out", it.name, it.refused))
+        .collect();
+    if away.is_empty() && refused.is_empty() {
+        return None;
+    }
+    let text = format!("upstream {}", [away, refused].concat().join("; "));
+    let remedy =
+        "check the network and the server, and what the log output says about them; nothing that waits is lost";
+    Some((Severity::Warning, "upstream", text, remedy.to_owned()))
 }
 
 fn certificate(tls: Option<&TlsState>, now_us: i64) -> Option<Finding> {

@@ -31,6 +31,7 @@ fn well() -> Measurements {
         buffered: Share { used: 1, max: 100 },
         tls: None,
         history: HistoryStatus::default(),
+        upstreams: Vec::new(),
     }
 }
 

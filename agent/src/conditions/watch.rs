@@ -1,7 +1,8 @@
 //! Judges the gateway every second and tells what changed: in the log output, and as a retained MQTT message.
 //!
 //! The alert is published volatile and retained in memory, so that it gets through while the log is full. Each message holds
-//! all conditions that are up; an empty list is the all-clear. Never writes to the log or to `state.db`.
+//! all conditions that are up; an empty list is the all-clear. Never writes to the log, and to `state.db` only how much was written
+//! today, once a minute at most.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,10 +17,13 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::disk_use::{DiskMeter, DiskUse};
+use super::written::Written;
 use super::{Condition, Judge, Measurements, Severity, Share, measure};
 use crate::clock;
 use crate::historian::Historian;
 use crate::ids::GatewayId;
+use crate::state::State;
+use crate::upstream::UpstreamView;
 
 /// How often the gateway is judged.
 const JUDGE_EVERY: Duration = Duration::from_secs(1);
@@ -55,12 +59,16 @@ pub struct WatchParts {
     pub drops_oldest: bool,
     /// The directory whose file system is watched.
     pub data_dir: PathBuf,
+    /// Where the day's wear is kept.
+    pub state: Arc<State>,
     /// For the alert, and the broker's figures.
     pub publisher: Publisher,
     /// How the certificates stand.
     pub tls: Box<dyn Fn() -> Option<TlsState> + Send + Sync>,
     /// The history that is watched.
     pub history: Arc<Historian>,
+    /// The upstreams that are watched.
+    pub upstreams: UpstreamView,
     /// Where the conditions are told.
     pub view: watch::Sender<Arc<Condensed>>,
 }
@@ -80,6 +88,7 @@ pub async fn run(parts: WatchParts, mut stop: watch::Receiver<bool>) {
     let parts = Arc::new(parts);
     let mut judge = Judge::default();
     let mut meter = DiskMeter::default();
+    let mut written = Written::resume(&parts.state).await;
     let mut told: Vec<Condition> = Vec::new();
     let mut since_told = 0;
     publish(&parts, &[]);
@@ -87,10 +96,12 @@ pub async fn run(parts: WatchParts, mut stop: watch::Receiver<bool>) {
         // Counting files and asking the file system may block.
         let measured = {
             let parts = Arc::clone(&parts);
-            tokio::task::spawn_blocking(move || measure_all(&parts)).await
+            tokio::task::spawn_blocking(move || (measure_all(&parts), measure::written_bytes())).await
         };
-        if let Ok(measured) = measured {
+        if let Ok((measured, by_system)) = measured {
             let now_us = clock::utc_us();
+            written.note().await;
+            let written_today_bytes = written.count(now_us, by_system, measured.log.device_bytes);
             let conditions = judge.judge(now_us, &measured).to_vec();
             log_changes(&told, &conditions);
             since_told += 1;
@@ -102,7 +113,7 @@ pub async fn run(parts: WatchParts, mut stop: watch::Receiver<bool>) {
             parts.view.send_replace(Arc::new(Condensed {
                 conditions,
                 disk: measured.disk,
-                disk_use: meter.measure(now_us, &measured.log, measured.disk),
+                disk_use: meter.measure(now_us, &measured.log, measured.disk, written_today_bytes),
                 clock_trusted: measure::clock_trusted(now_us),
                 files: measured.files,
                 memory: measured.memory,
@@ -111,9 +122,10 @@ pub async fn run(parts: WatchParts, mut stop: watch::Receiver<bool>) {
         }
         tokio::select! {
             () = tokio::time::sleep(JUDGE_EVERY) => {}
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = stop.wait_for(|stop| *stop) => break,
         }
     }
+    written.stop().await;
 }
 
 fn measure_all(parts: &WatchParts) -> Measurements {
@@ -127,6 +139,7 @@ fn measure_all(parts: &WatchParts) -> Measurements {
         buffered: Share { used: broker.buffered_bytes, max: broker.buffered_bytes_max },
         tls: (parts.tls)(),
         history: parts.history.status(),
+        upstreams: parts.upstreams.status(),
     }
 }
 

@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS action (number INTEGER PRIMARY KEY AUTOINCREMENT, at_
     action TEXT NOT NULL, subject TEXT NOT NULL, text TEXT);
 ";
 
-const SUMMARY: &str = "number, id, asset, severity, state, raised_us, cleared_us, onset_us, peak_score, message, acknowledged, verdict, \
+pub(super) const SUMMARY: &str = "number, id, asset, severity, state, raised_us, cleared_us, onset_us, peak_score, message, acknowledged, verdict, \
                        notes, silenced, first, shares";
 
 /// What a person did, as it is stored with a checkpoint.
@@ -268,7 +268,7 @@ fn store_action(transaction: &Transaction<'_>, entry: &AuditEntry) -> Result<(),
 }
 
 /// A summary and the shares to compare it by.
-fn summary(row: &Row<'_>) -> Result<(AlertSummary, Shares), rusqlite::Error> {
+pub(super) fn summary(row: &Row<'_>) -> Result<(AlertSummary, Shares), rusqlite::Error> {
     let text = |index: usize| row.get::<_, String>(index);
     let shares: Shares = serde_json::from_str(&text(15)?).unwrap_or_default();
     let first: Vec<crate::alarm::deviation::Deviation> = serde_json::from_str(&text(14)?).unwrap_or_default();

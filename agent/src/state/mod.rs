@@ -1,17 +1,23 @@
 //! What the gateway must not forget: `state.db`.
 //!
-//! Owns the inference cursor, every asset's saved state, the rows being learned from, the installed models and the
-//! outbox of messages not yet published, ([`versions`]) what became of each pushed model, (`cases`) the casebook of alerts, and (`recorded`)
-//! buckets for the charts of the past until the historian has them. A checkpoint is ONE
+//! Owns the inference cursor, every asset's saved state, the rows being learned from and the installed models, (`outbox`) messages not
+//! yet published, ([`versions`]) what became of each pushed model, (`cases`) the casebook of alerts, (`recorded`) buckets for the charts
+//! of the past until the historian has them, and (`written`) how much was written today; [`stored`] reads it for others.
+//! A checkpoint is ONE
 //! transaction: what was derived from the log and how far the log was read are never apart. Never holds telemetry
 //! beyond the rows a commissioning still needs and the last minutes for the historian.
 
 mod cases;
+mod outbox;
 mod recorded;
+pub mod stored;
 pub mod versions;
+mod written;
 
 pub use cases::{AlertRow, Deed, SilenceChange};
+pub use outbox::OutboxRow;
 pub use recorded::{JOURNAL_BYTES_MAX, Journal, JournalRow};
+pub use written::WrittenOn;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -31,8 +37,6 @@ use versions::VersionRow;
 const SCHEMA_VERSION: i64 = 3;
 /// How long one connection waits for another.
 const BUSY: Duration = Duration::from_secs(5);
-/// Rows of the outbox handed out at once.
-const OUTBOX_BATCH: usize = 64;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -41,8 +45,6 @@ CREATE TABLE IF NOT EXISTS learning_rows (asset TEXT NOT NULL, first INTEGER NOT
     PRIMARY KEY (asset, first)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS model (sha256 TEXT PRIMARY KEY, name TEXT NOT NULL, version INTEGER NOT NULL,
     origin TEXT NOT NULL, assets TEXT NOT NULL, installed_us INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS outbox (number INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL,
-    payload BLOB NOT NULL, retain INTEGER NOT NULL, after_offset INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS predecessor (asset TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID;
 ";
 
@@ -60,6 +62,14 @@ pub enum StateError {
     /// A later version of the gateway wrote it.
     #[error("{} was written by a newer version (schema {found}, this one knows {SCHEMA_VERSION}): start the newer version, or another data_dir", path.display())]
     Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+    },
+    /// An earlier version of the gateway wrote it, and this one has not run since.
+    #[error("{} was written by an older version (schema {found}, this one reads {SCHEMA_VERSION}): start the gateway once, which brings it up to date", path.display())]
+    Older {
         /// The file.
         path: PathBuf,
         /// Its schema.
@@ -150,21 +160,6 @@ impl ModelRow {
             assets: model.assets.clone(),
         }
     }
-}
-
-/// A message that must be published once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OutboxRow {
-    /// Its place in the order of publication.
-    pub number: i64,
-    /// Topic.
-    pub topic: String,
-    /// Payload.
-    pub payload: Vec<u8>,
-    /// Whether it is retained.
-    pub retain: bool,
-    /// The log had grown to here when it was made: its copy in the log, if any, is not before.
-    pub after_offset: u64,
 }
 
 /// Everything that one commit changes.
@@ -307,11 +302,7 @@ impl State {
         for row in &checkpoint.versions {
             versions::store(&transaction, row)?;
         }
-        for (topic, payload, retain) in &checkpoint.outbox {
-            transaction
-                .prepare_cached("INSERT INTO outbox (topic, payload, retain, after_offset) VALUES (?1, ?2, ?3, ?4)")?
-                .execute(params![topic, payload, retain, checkpoint.cursor.cast_signed()])?;
-        }
+        outbox::store(&transaction, checkpoint)?;
         let now_us = clock::utc_us();
         for event in &checkpoint.events {
             cases::store_event(&transaction, event, now_us)?;
@@ -322,27 +313,6 @@ impl State {
         let journal = recorded::store(&transaction, &checkpoint.recorded)?;
         transaction.commit()?;
         Ok(Committed { journal })
-    }
-
-    /// The oldest messages not yet published.
-    ///
-    /// # Errors
-    /// SQLite fails.
-    pub fn outbox(&self) -> Result<Vec<OutboxRow>, StateError> {
-        let connection = self.lock();
-        let mut statement = connection.prepare_cached(
-            "SELECT number, topic, payload, retain, after_offset FROM outbox ORDER BY number LIMIT ?1",
-        )?;
-        let rows = statement.query_map([OUTBOX_BATCH as i64], |row| {
-            Ok(OutboxRow {
-                number: row.get(0)?,
-                topic: row.get(1)?,
-                payload: row.get(2)?,
-                retain: row.get(3)?,
-                after_offset: row.get::<_, i64>(4)?.cast_unsigned(),
-            })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Stores a pushed model and what became of its versions, before it is installed.
@@ -371,15 +341,6 @@ impl State {
         }
         Ok(transaction.commit()?)
     }
-
-    /// Forgets a message that is in the log now.
-    ///
-    /// # Errors
-    /// SQLite fails.
-    pub fn published(&self, number: i64) -> Result<(), StateError> {
-        self.lock().prepare_cached("DELETE FROM outbox WHERE number = ?1")?.execute([number])?;
-        Ok(())
-    }
 }
 
 fn open_checked(path: &Path) -> Result<Connection, StateError> {
@@ -403,6 +364,7 @@ fn open_checked(path: &Path) -> Result<Connection, StateError> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.execute_batch(SCHEMA)?;
+    outbox::create(&connection)?;
     versions::create(&connection, found)?;
     cases::create(&connection)?;
     recorded::create(&connection)?;

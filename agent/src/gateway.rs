@@ -1,9 +1,9 @@
 //! The gateway as a whole: the order in which its parts start and stop.
 //!
-//! Start: log, `state.db`, models, historian, pipeline, outbox, broker, HTTP, model updates. Clients are let in when
+//! Start: log, `state.db`, models, historian, pipeline, upstreams, outbox, broker, HTTP, model updates. Clients are let in when
 //! everything behind them works. Stop, in this order: the broker stops accepting and closes its sessions; model updates;
-//! the pipeline folds what is left and writes its last checkpoint; the historian; the outbox publishes it; HTTP; the log commits and
-//! closes. Never does the work of a part.
+//! the pipeline folds what is left and writes its last checkpoint; the historian; the outbox publishes it; upstreams end what is under way; HTTP; the
+//! log commits and closes. Never does the work of a part.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,7 @@ use crate::restore::{self, Restored};
 use crate::source::SourceMap;
 use crate::state::{State, StateError};
 use crate::status::{Status, StatusSource};
+use crate::upstream::{UpstreamParts, Upstreams};
 
 /// The name of the inference cursor in the log.
 const INFERENCE: &str = "inference";
@@ -90,6 +91,7 @@ pub struct Gateway {
     stop_outbox: watch::Sender<bool>,
     outbox: JoinHandle<()>,
     historian: Arc<Historian>,
+    upstreams: Upstreams,
 }
 
 impl Gateway {
@@ -121,6 +123,7 @@ impl Gateway {
             ..LoadLimits::default()
         };
         let restored = restore_pipeline(config, &state, &log, &models_dir, &limits).await?;
+        let saved_sources = restored.sources.save();
         let broker = Broker::bind(broker_config(config, &restored.sources)?, log.clone()).await?;
         let publisher = broker.publisher();
         if config.models.trusted_keys.is_empty() && !config.broker.listen.ip().is_loopback() {
@@ -158,6 +161,15 @@ impl Gateway {
             historian: Arc::clone(&historian),
             runtime: tokio::runtime::Handle::current(),
         })?;
+        let upstreams = Upstreams::start(UpstreamParts {
+            gateway: config.gateway.id.clone(),
+            log: log.clone(),
+            publisher: publisher.clone(),
+            sources: config.sources.clone(),
+            saved_sources,
+            upstreams: config.upstreams.clone(),
+        })
+        .await?;
         let models_view = watch::channel(Arc::new(ModelsView::default()));
         let condition = watch::channel(Arc::new(Condensed::default()));
         let status = Arc::new(StatusSource {
@@ -169,6 +181,7 @@ impl Gateway {
             pipeline: runner.status.clone(),
             models: models_view.1,
             condition: condition.1,
+            upstreams: upstreams.view(),
         });
         let workshop = Workshop { config: Arc::new(config.clone()), models_dir: models_dir.clone(), limits };
         let api = ApiParts {
@@ -188,6 +201,7 @@ impl Gateway {
                 broker.shutdown().await;
                 runner.stop().await;
                 stop_historian(historian).await;
+                upstreams.stop().await;
                 return Err(error.into());
             }
         };
@@ -214,9 +228,11 @@ impl Gateway {
             log: log.clone(),
             drops_oldest: matches!(config.log.when_full, config::WhenFull::DropOldest),
             data_dir: config.gateway.data_dir.clone(),
+            state: Arc::clone(&state),
             publisher: publisher.clone(),
             tls: Box::new(both(broker.tls_view(), dashboard.tls_view())),
             history: Arc::clone(&historian),
+            upstreams: upstreams.view(),
             view: condition.0,
         };
         let tasks = vec![
@@ -237,6 +253,7 @@ impl Gateway {
             stop_outbox,
             outbox,
             historian,
+            upstreams,
         })
     }
 
@@ -292,6 +309,7 @@ impl Gateway {
         stop_historian(self.historian).await;
         self.stop_outbox.send_replace(true);
         join(self.outbox).await;
+        self.upstreams.stop().await;
         self.dashboard.stop().await;
         let state = self.state;
         match tokio::task::spawn_blocking(move || state.end_run()).await {

@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 
 use crate::conditions::{Severity, Share};
 use crate::status::StatusSource;
+use crate::upstream::status::{Link, UpstreamStatus};
 
 /// The content type of the text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -22,17 +23,19 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 const CURSORS_MAX: usize = 100;
 
 /// Codes of conditions: a series that is there before its first alarm can be asked for.
-const CODES: [(&str, Severity); 10] = [
+const CODES: [(&str, Severity); 12] = [
     ("certificate", Severity::Warning),
     ("disk-filling", Severity::Warning),
     ("disk-full", Severity::Critical),
     ("file-descriptors", Severity::Critical),
     ("file-descriptors", Severity::Warning),
+    ("history", Severity::Warning),
     ("log-failed", Severity::Critical),
     ("log-filling", Severity::Warning),
     ("log-full", Severity::Critical),
     ("memory", Severity::Critical),
     ("memory", Severity::Warning),
+    ("upstream", Severity::Warning),
 ];
 
 /// The text now.
@@ -64,6 +67,7 @@ impl Collector for Figures {
         self.cursors(&mut out)?;
         self.pipeline(&mut out)?;
         self.models(&mut out)?;
+        self.upstreams(&mut out)?;
         self.system(&mut out)?;
         self.conditions(&mut out)
     }
@@ -242,6 +246,21 @@ impl Figures {
         }
         let values = states.iter().map(|(state, count)| ([("state", *state)], *count));
         out.family("millwright_model_versions", "Versions of pushed models by state", values)
+    }
+
+    fn upstreams(&self, out: &mut Out<'_>) -> Result<(), Error> {
+        let all = self.0.upstreams.status();
+        let mut tell = |name: &str, help: &str, value: &dyn Fn(&UpstreamStatus) -> f64| {
+            let values = all.iter().map(|it| ([("upstream", it.name.as_str())], value(it)));
+            out.family(&format!("millwright_upstream_{name}"), help, values)
+        };
+        tell("connected", "1 while there is a connection", &|it| f64::from(u8::from(it.link == Link::Connected)))?;
+        tell("backlog_messages", "Messages of the log not confirmed or passed yet", &|it| it.queue.backlog as f64)?;
+        tell("confirmed_messages", "Messages confirmed since the start", &|it| it.confirmed as f64)?;
+        tell("confirmed_bytes", "Their payload bytes, as sent", &|it| it.confirmed_bytes as f64)?;
+        tell("failures", "Connections that failed or ended since the start", &|it| it.failures as f64)?;
+        tell("refused_messages", "Messages left out because the peer refuses them", &|it| it.refused as f64)?;
+        tell("lost_messages", "Messages dropped before they could be sent", &|it| it.lost as f64)
     }
 
     fn system(&self, out: &mut Out<'_>) -> Result<(), Error> {

@@ -16,6 +16,8 @@ use crate::conditions::{Condition, Severity};
 use crate::ids::GatewayId;
 use crate::models::steward::ModelsView;
 use crate::pipeline::runner::PipelineStatus;
+use crate::upstream::UpstreamView;
+use crate::upstream::status::UpstreamStatus;
 
 /// Where the status comes from.
 pub struct StatusSource {
@@ -35,6 +37,8 @@ pub struct StatusSource {
     pub models: watch::Receiver<Arc<ModelsView>>,
     /// What is running out.
     pub condition: watch::Receiver<Arc<Condensed>>,
+    /// Where messages are forwarded to.
+    pub upstreams: UpstreamView,
 }
 
 /// The status at one moment.
@@ -58,6 +62,8 @@ pub struct Status {
     pub broker: BrokerStatus,
     /// The pipeline and its assets.
     pub pipeline: PipelineStatus,
+    /// Where messages are forwarded to.
+    pub upstreams: Vec<UpstreamStatus>,
 }
 
 impl StatusSource {
@@ -73,6 +79,7 @@ impl StatusSource {
             log: LogStatus::from(&self.log.stats()),
             broker: BrokerStatus::new(self.mqtt, &self.publisher.stats()),
             pipeline: PipelineStatus::clone(&self.pipeline.borrow()),
+            upstreams: self.upstreams.status(),
         }
     }
 

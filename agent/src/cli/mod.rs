@@ -7,6 +7,7 @@ mod cert;
 mod check_config;
 mod demo;
 mod evaluate;
+mod export;
 mod http;
 mod model;
 pub(crate) mod output;
@@ -55,6 +56,8 @@ enum Command {
     Replay(replay::ReplayArguments),
     /// Score labelled CSV files with the pipeline's own code: F1, false alarms, missed alarms
     Evaluate(evaluate::EvaluateArguments),
+    /// Write what a gateway has recorded to a file for other programs: readings, alerts, feedback
+    Export(export::ExportArguments),
     /// Work with models
     Model(model::ModelArguments),
     /// Load and watch models for a gateway, which starts it; not for use by hand
@@ -70,7 +73,8 @@ enum Command {
 pub fn main() -> ExitCode {
     // Wrong use ends here with status 2 and the usage on stderr.
     let arguments = Arguments::parse();
-    let quiet = matches!(&arguments.command, Command::Demo(_) | Command::Replay(_) | Command::Model(_));
+    let quiet =
+        matches!(&arguments.command, Command::Demo(_) | Command::Replay(_) | Command::Export(_) | Command::Model(_));
     start_logs(if quiet { "error" } else { "info" });
     let result = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),
@@ -79,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Status(arguments) => status::run(arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
+        Command::Export(arguments) => export::run(arguments),
         Command::Model(arguments) => model::run(&arguments),
         Command::Worker => crate::models::worker::serve::serve(std::io::stdin().lock(), std::io::stdout().lock())
             .map(|()| ExitCode::SUCCESS)
@@ -92,9 +97,13 @@ pub fn main() -> ExitCode {
     })
 }
 
+/// Libraries whose own words are left out: the model engine's, and those of the clients of upstreams, which call each attempt of
+/// an outage an error of their own; the courier tells it once.
+const QUIET: &str = "tract=off,lapin=off,rskafka=off,rdkafka=off,librdkafka=off,async_nats=off,zeromq=off";
+
 /// `RUST_LOG` overrides the default level.
 fn start_logs(level: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},tract=off")));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},{QUIET}")));
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
 }

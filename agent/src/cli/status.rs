@@ -64,6 +64,21 @@ fn text(status: &Value) -> String {
         word("/pipeline/queue/backlog"),
         rate("/pipeline/queue/drain_s"),
     );
+    for up in status.get("upstreams").and_then(Value::as_array).into_iter().flatten() {
+        let word = |key: &str| {
+            up.get(key).map_or("-".to_owned(), |value| value.as_str().map_or(value.to_string(), str::to_owned))
+        };
+        text.push_str(&format!(
+            "upstream   {} ({}): {}, {} behind\n",
+            word("name"),
+            word("kind"),
+            word("link"),
+            word("backlog")
+        ));
+        if let Some(error) = up.get("error").and_then(Value::as_str) {
+            text.push_str(&format!("           {error}\n"));
+        }
+    }
     for up in status.get("conditions").and_then(Value::as_array).into_iter().flatten() {
         let word = |key: &str| up.get(key).and_then(Value::as_str).unwrap_or("-");
         let (severity, code) = (word("severity"), word("code"));

@@ -14,6 +14,7 @@ pub mod source;
 pub mod template;
 #[cfg(test)]
 mod tests;
+pub mod upstream;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ pub use http::{HTTP_USERS_MAX, HttpSection, HttpUser, Role};
 pub use mistake::{ConfigError, Mistake, Mistakes};
 pub use reader::KeyInfo;
 pub use source::{CsvColumn, CsvFormat, Format, JsonFormat, NumberFormat, SourceConfig, TimeUnit};
+pub use upstream::UpstreamConfig;
 
 use self::reader::{Document, Section};
 use crate::ids::GatewayId;
@@ -43,6 +45,9 @@ pub const USERS_MAX: usize = 1_000;
 
 /// The most `[[broker.access]]` entries; they are kept in memory.
 pub const ACCESS_RULES_MAX: usize = 1_000;
+
+/// The most `[[upstream]]` entries; each has a connection and reads the log for itself.
+pub const UPSTREAMS_MAX: usize = 16;
 
 /// Everything that `gateway.toml` says, with a default for what it does not.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +72,8 @@ pub struct Config {
     pub models: ModelsSection,
     /// `[[source]]`, in the order of the file: the first that matches a topic takes it.
     pub sources: Vec<SourceConfig>,
+    /// `[[upstream]]`
+    pub upstreams: Vec<UpstreamConfig>,
 }
 
 /// Who this gateway is and where it keeps its data.
@@ -309,6 +316,7 @@ impl Config {
                 for files in config.broker.tls.as_mut().map(|tls| &mut tls.files).into_iter().chain(http) {
                     be_relative_to(files, folder);
                 }
+                config.upstreams.iter_mut().for_each(|entry| upstream::be_relative_to(entry, folder));
                 Ok(Loaded { config, warnings })
             }
             _ => Err(Mistakes { file: file.to_owned(), mistakes, warnings }),

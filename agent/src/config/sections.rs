@@ -11,7 +11,8 @@ use millwright_models::signature::PublicKey;
 use super::reader::{Document, KeyInfo, Section, Spot};
 use super::{
     AlarmSection, BrokerSection, CommissioningSection, Config, GatewaySection, HistorySection, HttpSection, LogSection,
-    ModelsSection, PipelineSection, SOURCES_MAX, SourceConfig, WhenFull, broker, http, source,
+    ModelsSection, PipelineSection, SOURCES_MAX, SourceConfig, UPSTREAMS_MAX, UpstreamConfig, WhenFull, broker, http,
+    source, upstream,
 };
 use crate::clock::SECOND_US;
 use crate::ids::{GatewayId, shorten};
@@ -37,12 +38,25 @@ pub(super) struct Draft {
     alarm: AlarmSection,
     models: ModelsSection,
     sources: Vec<SourceConfig>,
+    upstreams: Vec<UpstreamConfig>,
 }
 
 impl Draft {
     pub(super) fn complete(self, gateway: GatewaySection) -> Config {
-        let Draft { gateway: _, broker, log, history, http, pipeline, commissioning, alarm, models, sources } = self;
-        Config { gateway, broker, log, history, http, pipeline, commissioning, alarm, models, sources }
+        let Draft {
+            gateway: _,
+            broker,
+            log,
+            history,
+            http,
+            pipeline,
+            commissioning,
+            alarm,
+            models,
+            sources,
+            upstreams,
+        } = self;
+        Config { gateway, broker, log, history, http, pipeline, commissioning, alarm, models, sources, upstreams }
     }
 }
 
@@ -58,6 +72,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> Draft {
     let alarm = root.read("alarm", "[alarm]", alarm);
     let models = root.read("models", "[models]", models);
     let sources = sources(root);
+    let upstreams = upstreams(root);
 
     check_ports(root.document, &[broker_listen, vec![http_listen]].concat());
     let quota_bytes_min = QUOTA_PACKETS_MIN.saturating_mul(broker.limits.packet_bytes_max as u64);
@@ -70,7 +85,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> Draft {
         let remedy = format!("make it at least {}, or max_packet_bytes smaller", quota_bytes_min.div_ceil(MIB));
         root.document.mistake(&quota, what, remedy);
     }
-    Draft { gateway, broker, log, history, http, pipeline, commissioning, alarm, models, sources }
+    Draft { gateway, broker, log, history, http, pipeline, commissioning, alarm, models, sources, upstreams }
 }
 
 impl<'d> Section<'_, 'd> {
@@ -214,12 +229,34 @@ fn sources(root: &mut Section<'_, '_>) -> Vec<SourceConfig> {
     sources.into_iter().map(|source| source.config).collect()
 }
 
+fn upstreams(root: &mut Section<'_, '_>) -> Vec<UpstreamConfig> {
+    const LABEL: &str = "[[upstream]]";
+    let mut upstreams: Vec<UpstreamConfig> = Vec::new();
+    for entry in root.entries("upstream", LABEL, UPSTREAMS_MAX) {
+        let mut s = Section::entry(root.document, LABEL, entry);
+        let read = upstream::read(&mut s);
+        s.finish(|key| sections_with(key, LABEL));
+        let Some(read) = read else { continue };
+        if upstreams.iter().any(|earlier| earlier.name == read.config.name) {
+            let what = format!("another upstream is called \"{}\" too", shorten(&read.config.name));
+            root.document.mistake(
+                &read.name_spot,
+                what,
+                "its name is what it has confirmed is kept under: choose another",
+            );
+            continue;
+        }
+        upstreams.push(read.config);
+    }
+    upstreams
+}
+
 /// Keys that may vouch for models.
 const TRUSTED_KEYS_MAX: usize = 16;
 
 /// Every key, found by reading a document that has one of each list and nothing else.
 pub(super) fn keys() -> Vec<KeyInfo> {
-    let text = "[[broker.user]]\n[[broker.access]]\n[[http.user]]\n[[source]]\n";
+    let text = "[[broker.user]]\n[[broker.access]]\n[[http.user]]\n[[source]]\n[[upstream]]\n";
     let (table, _) = toml::de::DeTable::parse_recoverable(text);
     let mut document = Document::new(text);
     read(&mut Section::root(&mut document, table.get_ref()));

@@ -163,7 +163,7 @@ fn unknown_names_are_refused() {
             "7:2: [brokr]: unknown section; did you mean `broker`?",
             "9:3: [[sources]]: unknown section; did you mean `source`?",
             "10:2: [zzz]: unknown section; remove it; known here: gateway, broker, log, history, http, pipeline, commissioning, \
-             alarm, models, source",
+             alarm, models, source, upstream",
         ],
     );
     let told = parse("id = \"gw-1\"\n[gateway]\nid = \"gw-1\"\n").unwrap_err().to_string();

@@ -8,12 +8,14 @@ use anyhow::{Context, bail};
 use clap::Args;
 use millwright_models::contract::Contract;
 use millwright_models::manifest::{CHUNK_BYTES_MAX, Manifest};
-use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
+use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS, TlsConfiguration, Transport};
 use serde_json::Value;
 
 use super::super::{FAILED, Failure, output, runtime};
 use super::{manifest_of, read, secret_key};
 use crate::clock;
+use crate::config::upstream::UpstreamTls;
+use crate::upstream::tls;
 
 /// Messages sent and not yet acknowledged.
 const IN_FLIGHT: u16 = 16;
@@ -162,6 +164,18 @@ pub(super) struct Broker {
     /// MQTT user name; the password is read from the environment variable MILLWRIGHT_PASSWORD
     #[arg(long)]
     user: Option<String>,
+    /// Connect over TLS, as brokers offer it on port 8883
+    #[arg(long)]
+    tls: bool,
+    /// The authority that vouches for the broker's certificate; the system's are trusted without
+    #[arg(long, visible_alias = "cafile", value_name = "FILE", requires = "tls")]
+    ca: Option<PathBuf>,
+    /// The certificate to show to the broker
+    #[arg(long, value_name = "FILE", requires_all = ["tls", "tls_key"])]
+    tls_cert: Option<PathBuf>,
+    /// The private key of that certificate
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
 }
 
 impl Broker {
@@ -224,6 +238,11 @@ impl Broker {
             let password =
                 std::env::var("MILLWRIGHT_PASSWORD").context("--user needs MILLWRIGHT_PASSWORD to be set")?;
             options.set_credentials(user, password);
+        }
+        if self.tls {
+            let identity = self.tls_cert.clone().zip(self.tls_key.clone());
+            let config = tls::client(&UpstreamTls { ca: self.ca.clone(), identity })?;
+            options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(config)));
         }
         Ok(options)
     }

@@ -13,6 +13,7 @@ use crate::clock;
 use crate::conditions::Condition;
 use crate::conditions::disk_use::DiskUse;
 use crate::pipeline::view::AssetView;
+use crate::upstream::status::UpstreamStatus;
 
 /// `GET /plant`.
 #[derive(Serialize)]
@@ -35,8 +36,8 @@ pub(crate) struct GatewayStrip {
     disk: DiskUse,
     /// MQTT clients connected.
     clients: u64,
-    /// Sinks that alerts and telemetry go up to; there are none yet.
-    upstream: [(); 0],
+    /// Where messages are forwarded to.
+    upstream: Vec<UpstreamStatus>,
     clock: Clock,
 }
 
@@ -156,7 +157,7 @@ impl GatewayStrip {
             },
             disk: condensed.disk_use,
             clients: status.publisher.stats().clients,
-            upstream: [],
+            upstream: status.upstreams.status(),
             clock: Clock { utc_us: clock::utc_us(), trusted: condensed.clock_trusted },
         }
     }

@@ -244,7 +244,10 @@ function figuresOf({ queue, disk, clients, upstream, clock: time, uptime_s: upti
   }
   items.push({ name: "MQTT clients", value: count(clients), note: "" });
   for (const sink of upstream ?? []) {
-    items.push({ name: `Upstream ${sink.name ?? ""}`, value: sink.state ?? "–", note: sink.backlog ? `${count(sink.backlog)} behind` : "" });
+    const away = sink.link !== "connected";
+    const behind = sink.backlog ? `${count(sink.backlog)} behind` : "up to date";
+    const drained = sink.drain_s === null || sink.drain_s === undefined ? "" : `, drained in ${duration(sink.drain_s)}`;
+    items.push({ name: `Upstream ${sink.name}`, value: away ? "away" : "connected", note: `${sink.kind}, ${behind}${drained}`, bad: away });
   }
   if (time) {
     const trust = { true: "trusted", false: "not trusted" }[String(time.trusted)];

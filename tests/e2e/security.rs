@@ -229,3 +229,39 @@ fn attempts_are_counted() {
     assert_eq!(ann.subscribe("#", 1).unwrap(), 0x80);
     wait_for("the counts", || (names.map(count) == [1, 1, 1]).then_some(())).unwrap();
 }
+
+// `millwright model push` and its like reach a broker over TLS: with the authority named, as a client with a certificate where
+// one is wanted, and not at all where the certificate is another authority's.
+#[test]
+fn models_are_pushed_over_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let rules = "[[broker.access]]\ncertificates = [\"press-7\"]\npublish = [\"mw/v1/gateway/+/command\"]\n\
+                 subscribe = [\"mw/v1/model/#\"]\n";
+    let gateway = Gateway::start(PROGRAM, dir.path(), &format!("{TLS}{rules}")).unwrap();
+    let broker = gateway.over("tls").unwrap().to_string();
+    let file = |name: &str| dir.path().join("tls").join(name).display().to_string();
+    let order = |more: &[&str]| {
+        let base = ["model", "promote", "pump-1", "--version", "1", "--gateway", "gw-1", "--wait", "1"];
+        let output = gateway::run(PROGRAM, &[&base[..], &["--broker", &broker], more].concat()).unwrap();
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let (ca, certificate, key) = (file("ca.crt"), file("press-7.crt"), file("press-7.key"));
+    let own = ["--tls-cert", &certificate, "--tls-key", &key];
+    // There is no such version: the log of the gateway says that the order arrived.
+    let told = order(&[&["--tls", "--ca", &ca], &own[..]].concat());
+    assert!(told.contains("has not done it"), "{told}");
+    wait_for("the order to arrive", || gateway.log().contains("there is no version 1 of `pump-1` here").then_some(()))
+        .unwrap_or_else(|error| panic!("{error}\n{}", gateway.log()));
+    for (more, reason) in [
+        (vec!["--tls"], "does not answer"),
+        (vec!["--tls", "--ca", &certificate], "does not answer"),
+        (vec!["--tls", "--ca", "no-such-file"], "no-such-file cannot be read"),
+        (vec!["--ca", &ca], "--tls"),
+        (vec!["--tls", "--tls-cert", &certificate], "--tls-key"),
+        (vec![], "does not answer"),
+    ] {
+        let told = order(&more);
+        assert!(told.contains(reason), "{more:?}: {told}");
+    }
+}

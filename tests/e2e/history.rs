@@ -223,3 +223,50 @@ fn what_people_say_survives_a_kill() {
     assert_eq!(state.actions(None, 50).unwrap().items.len(), 4);
     assert_eq!(state.silences(0).unwrap().len(), 1);
 }
+
+/// What the gateway says it has written today.
+fn written_today(gateway: &Gateway) -> u64 {
+    let plant: Value = serde_json::from_str(&gateway.get("/api/v1/plant").unwrap().1).unwrap();
+    plant["gateway"]["disk"]["written_today_bytes"].as_u64().unwrap()
+}
+
+/// What the system says the process has written: 0 where the folder is in memory.
+#[cfg(target_os = "linux")]
+fn written_by(pid: u32) -> u64 {
+    let counters = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    counters.lines().find_map(|line| line.strip_prefix("write_bytes: ")).unwrap().parse().unwrap()
+}
+
+// What was written today is all that the process wrote, as the system counts it; it goes on after a stop from its sum, and after a
+// kill from what was stored last.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_written_today_outlives_the_gateway() {
+    let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let start = || Gateway::start(PROGRAM, dir.path(), CONFIG).unwrap();
+    let write = |gateway: &Gateway| {
+        let before = written_by(gateway.pid());
+        let mut client = Client::connect(gateway.mqtt, &Connect::new("writer")).unwrap();
+        for _ in 0..40 {
+            client.publish("mw/test/written", &[7; 10_000], false).unwrap();
+        }
+        before
+    };
+    let gateway = start();
+    write(&gateway);
+    let all = written_by(gateway.pid());
+    wait_for("all to be counted", || (written_today(&gateway) >= all).then_some(())).unwrap();
+    let first = written_today(&gateway);
+    gateway.terminate().unwrap();
+
+    let gateway = start();
+    wait_for("the sum to go on", || (written_today(&gateway) >= first).then_some(())).unwrap();
+    let (base, at_start) = (first, write(&gateway));
+    let all = written_by(gateway.pid());
+    wait_for("the rest to be counted", || (written_today(&gateway) >= base + all).then_some(())).unwrap();
+    assert!(all > at_start || all == 0, "nothing was written: {at_start}, then {all}");
+    gateway.kill().unwrap();
+
+    let gateway = start();
+    wait_for("the sum to go on after a kill", || (written_today(&gateway) >= base).then_some(())).unwrap();
+}

@@ -6,6 +6,7 @@ mod commands;
 mod crash;
 mod delivery;
 mod door;
+mod export;
 mod full;
 mod history;
 mod hostile;

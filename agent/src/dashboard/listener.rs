@@ -1,7 +1,7 @@
 //! The HTTP listener: so many connections at a time, and none that is silent for long.
 //!
 //! Owns the accept loop and a task for each connection, in which its handshake happens too: a slow client slows nobody. A
-//! connection on which the gateway has sent nothing for [`STILL_MAX`] is cut off: clients that never send their headers, send
+//! connection on which the gateway has sent nothing for [`STILL_MAX`], nor worked for an answer, is cut off: clients that never send their headers, send
 //! them byte by byte, do not read the answer, or keep a connection they do not use. What watches (SSE) is sent something more
 //! often. Where all places are taken, silent connections give theirs up sooner, those of strangers first. Never ends because
 //! an accept failed.
@@ -78,7 +78,7 @@ pub(super) struct Door {
 pub(crate) struct Guest {
     network: Network,
     began: Instant,
-    /// When the gateway sent something last, in milliseconds since it began.
+    /// When the gateway sent something last, or worked for it, in milliseconds since it began.
     sent_ms: AtomicU64,
     /// Requests that are being answered.
     asking: AtomicUsize,
@@ -110,6 +110,11 @@ impl Guest {
         self.is_known.store(true, Ordering::Relaxed);
     }
 
+    /// The gateway is at work for it, and will send something: so long it does not stand still.
+    pub(crate) fn is_served(&self) {
+        self.sent();
+    }
+
     fn sent(&self) {
         let sent_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.sent_ms.store(sent_ms, Ordering::Relaxed);
@@ -119,10 +124,14 @@ impl Guest {
     fn gives_way(&self) -> Option<(bool, Duration)> {
         let is_stranger = !self.is_known.load(Ordering::Relaxed);
         let is_idle = is_stranger || self.asking.load(Ordering::Relaxed) == 0;
-        let silent = self.began.elapsed().saturating_sub(Duration::from_millis(self.sent_ms.load(Ordering::Relaxed)));
+        let silent = self.silent();
         let silent_max = if is_idle { IDLE_SILENT_MAX } else { BUSY_SILENT_MAX };
         let may_stay = silent < silent_max || self.is_leaving.load(Ordering::Relaxed);
         (!may_stay).then_some((is_stranger, silent))
+    }
+
+    fn silent(&self) -> Duration {
+        self.began.elapsed().saturating_sub(Duration::from_millis(self.sent_ms.load(Ordering::Relaxed)))
     }
 
     fn ask_to_leave(&self) {
@@ -382,6 +391,15 @@ impl Watched {
     }
 
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.still.as_mut().poll(cx).is_pending() {
+            return Ok(());
+        }
+        let left = STILL_MAX.saturating_sub(self.guest.silent());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        // Something was made for it meanwhile.
+        self.still.as_mut().reset(Instant::now() + left);
         match self.still.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
             Poll::Pending => Ok(()),

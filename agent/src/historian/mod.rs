@@ -4,7 +4,7 @@
 //! ([`recorder`]). A checkpoint puts closed buckets into a journal in `state.db`, in the transaction that stores the cursor and
 //! the open buckets: nothing behind the cursor is missing, and what is folded again after a crash is there once. A thread
 //! of its own ([`writer`]) moves the journal into chunks ([`chunk`], [`store`]), so that the pipeline never waits for
-//! history. A chart ([`series`]) reads chunks, journal, and for short spans the log itself ([`raw`]).
+//! history. A chart ([`series`]) reads chunks, journal, and for short spans the log itself ([`raw`]); an export reads all of it ([`stored`]).
 //!
 //! Wear, with 200 assets of 8 channels: the open buckets add 200 bytes to each saved asset, 8 KB/s to the 50 KB/s of the checkpoints; the
 //! journal takes 2.4 KB/s; each chunk of 3.4 KB is written about twice in 5 minutes, 5 KB/s. A row for each bucket would touch a
@@ -20,6 +20,7 @@ mod raw;
 pub mod recorder;
 pub mod series;
 mod store;
+pub mod stored;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -78,6 +79,9 @@ pub enum HistoryError {
     /// The file.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The journal.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The log.
     #[error(transparent)]
     Log(#[from] ReadError),

@@ -324,7 +324,7 @@ impl Series {
 }
 
 /// The chunks of the fine tier that something waits for, with it in place; channels that are new get a place behind the others.
-fn fresh_chunks(
+pub(super) fn fresh_chunks(
     waiting: &[Recorded],
     named: &mut Named,
     stored: &dyn Fn(i64) -> Result<Chunk, StoreError>,

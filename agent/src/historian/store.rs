@@ -246,6 +246,20 @@ impl StoreReader {
         Ok(StoreReader { connection })
     }
 
+    /// The same for a file that another process may have written.
+    pub(super) fn open_checked(dir: &Path) -> Result<StoreReader, StoreError> {
+        let reader = StoreReader::open(dir)?;
+        let found: i64 = reader.connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if found > SCHEMA_VERSION { Err(StoreError::Newer(found)) } else { Ok(reader) }
+    }
+
+    /// The names of all assets.
+    pub(super) fn assets(&self) -> Result<Vec<String>, StoreError> {
+        let mut statement = self.connection.prepare_cached("SELECT id FROM asset ORDER BY id LIMIT ?1")?;
+        let rows = statement.query_map([ASSETS_MAX], |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     pub(super) fn find(&self, asset: &str) -> Result<Option<Named>, StoreError> {
         find(&self.connection, asset)
     }
@@ -258,7 +272,8 @@ impl StoreReader {
         load(&self.connection, tier, asset, time_us)
     }
 
-    /// Shows the chunks of an asset that hold something of `[from_us, to_us)`, oldest first, at most `limit`.
+    /// Shows the chunks of an asset that hold something of `[from_us, to_us)`, oldest first, at most `limit`. Returns where to go on, if
+    /// there may be more.
     pub(super) fn each_chunk(
         &self,
         tier: Tier,
@@ -266,18 +281,21 @@ impl StoreReader {
         (from_us, to_us): (i64, i64),
         limit: usize,
         show: &mut dyn FnMut(Chunk),
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<i64>, StoreError> {
         let sql = "SELECT key, data FROM chunk WHERE key >= ?1 AND key <= ?2 ORDER BY key LIMIT ?3";
         let mut statement = self.connection.prepare_cached(sql)?;
         let last_us = to_us.saturating_sub(1);
         let mut rows = statement.query(params![tier.key(asset, from_us), tier.key(asset, last_us), limit as i64])?;
+        let (mut read, mut end_us) = (0, None);
         while let Some(row) = rows.next()? {
+            let start_us = tier.start_us(row.get(0)?);
+            (read, end_us) = (read + 1, Some(start_us.saturating_add(tier.chunk_us())));
             let data = row.get_ref(1)?.as_blob().unwrap_or_default();
-            if let Ok(chunk) = Chunk::decode(tier, tier.start_us(row.get(0)?), data) {
+            if let Ok(chunk) = Chunk::decode(tier, start_us, data) {
                 show(chunk);
             }
         }
-        Ok(())
+        Ok(end_us.filter(|_| read >= limit))
     }
 }
 

@@ -9,7 +9,7 @@ import pathlib
 import sys
 from datetime import datetime, timezone
 
-from . import __version__, examples, features, history, kinds, pack, training
+from . import __version__, examples, features, history, kinds, pack, training, verdicts
 from .errors import TrainError, UsageError
 
 
@@ -54,8 +54,11 @@ def _train_parser(commands):
     train.add_argument("--version", type=int, default=1, help="a newer model has a larger one")
     train.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
     train.add_argument("--channels", metavar="A,B,…", help="keep these columns, in this order")
-    train.add_argument("--asset", help="the asset to take from a long export")
+    train.add_argument("--asset", help="the asset to take from an export of several")
     train.add_argument("--label", metavar="COLUMN", help="the column with the state (supervised kinds only)")
+    train.add_argument(
+        "--alerts", type=pathlib.Path, metavar="FILE", help="label by the verdicts in `millwright export --what alerts`"
+    )
     train.add_argument("--normal-label", default="normal", metavar="TEXT", help="its text for a healthy machine")
     train.add_argument("--unit", action="append", default=[], metavar="CHANNEL=UNIT", help="may be given several times")
     train.add_argument("--samples", type=int, default=training.SAMPLES, help="rows per window")
@@ -79,6 +82,10 @@ def _train(options):
     millwright = None if options.no_pack else pack.program(options.millwright)
     channels = None if options.channels is None else _names(options.channels)
     rows = history.read(options.data, channels=channels, label=options.label, asset=options.asset)
+    if options.alerts is not None:
+        if options.label is not None:
+            raise UsageError("--alerts and --label both give labels: choose one")
+        rows = verdicts.label(rows, options.alerts, asset=options.asset, normal=options.normal_label)
     trained = training.train(kind, rows, _settings(kind, options))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{options.name}-{options.version}.onnx"

@@ -1,7 +1,8 @@
 """Reads a historian's export, CSV or Parquet, wide or long.
 
-Owns the formats: wide is `time,<channel>,<channel>,…`, one row per moment; long is `time,asset,channel,value`, one row
-per value. Times are ISO 8601 (UTC where no offset is given) or numbers since 1970 in s, ms, µs or ns. Never repairs
+Owns the formats: wide is `time,<channel>,<channel>,…`, one row per moment, or `time,asset,<channel>,…` of several
+machines; long is `time,asset,channel,value`, one row per value. `millwright export` writes wide ones; of its downsampled
+ones the means are read. Times are ISO 8601 (UTC where no offset is given) or numbers since 1970 in s, ms, µs or ns. Never repairs
 data: a moment with a missing value is left out, and rows on both sides of a gap are never put into one window.
 
 Limits: `ROWS_MAX` rows, `CHANNELS_MAX` channels. Values are `float32`, as on the gateway.
@@ -44,6 +45,9 @@ LABEL_NAMES = {
     "status",
 }
 MISSING = {"", "nan", "null", "none", "na", "n/a"}
+# What a downsampled export has beside each mean, and the gateway's own column in it.
+EXTREMES = (".min", ".max")
+SCORE_NAME = "score"
 
 
 class HistoryError(TrainError):
@@ -91,20 +95,12 @@ class _Table:
 
 def read(path, *, channels=None, label=None, asset=None):
     """Reads `path`. `channels` keeps these columns in this order; `label` names the column with the machine's state;
-    `asset` chooses one of a long export.
+    `asset` chooses one of an export of several.
 
     Raises `HistoryError`.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise HistoryError(f"{path}: there is no such file")
-    suffix = path.suffix.lower()
-    if suffix in {".parquet", ".pq"}:
-        table = _read_parquet(path)
-    elif suffix in {".csv", ".txt", ".tsv"}:
-        table = _read_csv(path)
-    else:
-        raise HistoryError(f"{path}: `{suffix}` is neither CSV nor Parquet; export it as .csv or .parquet")
+    table = read_table(path)
     if len(table.columns[0]) == 0:
         raise HistoryError(f"{path}: there is no row below the header")
     time_name = table.named(TIME_NAMES)
@@ -117,21 +113,47 @@ def read(path, *, channels=None, label=None, asset=None):
         if label is not None:
             raise HistoryError(f"{path}: labels need a wide export, `time,<channel>,…,{label}`, and this one is long")
         return _long(table, times, channels, asset)
-    if asset is not None:
-        raise HistoryError(f"{path}: an asset can only be chosen in a long export, `time,asset,channel,value`")
-    return _wide(table, times, time_name, channels, label)
+    return _wide(table, times, time_name, channels, label, asset)
 
 
-def _wide(table, times, time_name, channels, label):
+def read_table(path):
+    """The columns of a CSV or Parquet file as they stand there.
+
+    Raises `HistoryError`.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise HistoryError(f"{path}: there is no such file")
+    suffix = path.suffix.lower()
+    if suffix in {".parquet", ".pq"}:
+        return _read_parquet(path)
+    if suffix in {".csv", ".txt", ".tsv"}:
+        return _read_csv(path)
+    raise HistoryError(f"{path}: `{suffix}` is neither CSV nor Parquet; export it as .csv or .parquet")
+
+
+def _wide(table, times, time_name, channels, label, asset):
     if label is not None and label not in table.names:
         raise HistoryError(f"{table.path}: there is no label column `{label}`; its columns are {_list(table.names)}")
-    named = [name for name in table.names if name not in (time_name, label)]
-    chosen = _choose(table, named, channels)
-    values = np.stack([_numbers(table, name, table.column(name)) for name in chosen], axis=1)
-    labels = None if label is None else np.array([str(cell).strip() for cell in table.column(label)])
+    asset_name = next((name for name in table.names if name.strip().lower() == "asset" and name != label), None)
+    keep = _of_asset(table, asset_name, asset)
+    rows = np.flatnonzero(keep)
+    named = [name for name in table.names if name not in (time_name, label, asset_name)]
+    if channels is None:
+        named = _means(named)
+    columns = {}
+    for name in _choose(table, named, channels):
+        values = _numbers(table, name, table.column(name), rows)
+        # A column of other machines is empty here.
+        if asset_name is None or channels is not None or np.isfinite(values).any():
+            columns[name] = values
+    if not columns:
+        raise HistoryError(f"{table.path}: the asset has no value in any column; export another span")
+    chosen, values, times = list(columns), np.stack(list(columns.values()), axis=1), times[rows]
+    labels = None if label is None else np.array([str(table.column(label)[row]).strip() for row in rows])
     order = np.diff(times)
     if (order <= 0).any():
-        row = int(np.argmax(order <= 0)) + 1
+        row = int(rows[int(np.argmax(order <= 0)) + 1])
         raise HistoryError(
             f"{table.at(row)}: its time is not after the one before; sort the export by time and keep one row per moment "
             f"(a long export of several assets needs the columns `asset,channel,value`)"
@@ -139,19 +161,32 @@ def _wide(table, times, time_name, channels, label):
     return _history(table.path, chosen, times, values, labels)
 
 
+def _of_asset(table, asset_name, asset):
+    """Which rows are of the asset: all where the export is of one."""
+    if asset_name is None:
+        if asset is not None:
+            raise HistoryError(f"{table.path}: it has no column `asset` to choose `{asset}` by")
+        return np.ones(len(table.columns[0]), dtype=bool)
+    assets = np.array([str(cell).strip() for cell in table.column(asset_name)])
+    known = sorted(set(assets))
+    if asset is None and len(known) > 1:
+        raise HistoryError(f"{table.path}: it holds the assets {_list(known)}; choose one with --asset")
+    if asset is not None and asset not in known:
+        raise HistoryError(f"{table.path}: there is no asset `{asset}`; it holds {_list(known)}")
+    return assets == (asset if asset is not None else known[0])
+
+
+def _means(named):
+    """Of a downsampled export the means of the channels; all of any other."""
+    downsampled = [name for name in named if all(name + extreme in named for extreme in EXTREMES)]
+    beside = {name + extreme for name in downsampled for extreme in EXTREMES}
+    if SCORE_NAME in downsampled:
+        beside.add(SCORE_NAME)
+    return [name for name in named if name not in beside]
+
+
 def _long(table, times, channels, asset):
-    asset_name = table.named(ASSET_NAMES)
-    keep = np.ones(len(times), dtype=bool)
-    if asset_name is not None:
-        assets = np.array([str(cell).strip() for cell in table.column(asset_name)])
-        known = sorted(set(assets))
-        if asset is None and len(known) > 1:
-            raise HistoryError(f"{table.path}: it holds the assets {_list(known)}; choose one with --asset")
-        if asset is not None and asset not in known:
-            raise HistoryError(f"{table.path}: there is no asset `{asset}`; it holds {_list(known)}")
-        keep = assets == (asset if asset is not None else known[0])
-    elif asset is not None:
-        raise HistoryError(f"{table.path}: it has no column `asset` to choose `{asset}` by")
+    keep = _of_asset(table, table.named(ASSET_NAMES), asset)
     tags = np.array([str(cell).strip() for cell in table.column(table.named(CHANNEL_NAMES))])
     value_name = table.named(VALUE_NAMES)
     values = _numbers(table, value_name, table.column(value_name))
@@ -211,16 +246,18 @@ def _choose(table, named, channels):
     return named
 
 
-def _numbers(table, name, cells):
-    values = np.empty(len(cells), dtype=np.float32)
-    for row, cell in enumerate(cells):
+def _numbers(table, name, cells, rows=None):
+    rows = range(len(cells)) if rows is None else rows
+    values = np.empty(len(rows), dtype=np.float32)
+    for index, row in enumerate(rows):
+        cell = cells[row]
         value = _number(cell)
         if value is None:
             raise HistoryError(
                 f"{table.at(row)}: `{str(cell)[:40]}` in column `{name}` is no number; correct it or leave it empty, or if the "
                 f"column is no channel name the others with --channels"
             )
-        values[row] = value
+        values[index] = value
     return values
 
 
@@ -248,17 +285,18 @@ def _number(cell):
 def _times(table, cells):
     times = np.empty(len(cells), dtype=np.int64)
     for row, cell in enumerate(cells):
-        time_us = _time_us(cell)
-        if time_us is None:
+        at_us = time_us(cell)
+        if at_us is None:
             raise HistoryError(
                 f"{table.at(row)}: `{str(cell)[:40]}` is no time; write it as 2026-03-02T06:00:00Z, or as a number since 1970 in "
                 f"seconds, milliseconds, microseconds or nanoseconds"
             )
-        times[row] = time_us
+        times[row] = at_us
     return times
 
 
-def _time_us(cell):
+def time_us(cell):
+    """A time as microseconds since 1970, `None` when it is none."""
     if isinstance(cell, str):
         text = cell.strip()
         try:

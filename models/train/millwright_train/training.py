@@ -57,10 +57,10 @@ class Trained:
 def train(kind, history, settings):
     """Trains, exports and checks. Raises `TrainError`."""
     if kind.supervised and history.labels is None:
-        raise UsageError(f"`{kind.name}` learns labelled states: name the column with --label")
+        raise UsageError(f"`{kind.name}` learns labelled states: name the column with --label, or the verdicts with --alerts")
     if not kind.supervised and history.labels is not None:
         raise UsageError(
-            f"`{kind.name}` learns from healthy rows alone and must not see labels: leave --label out and name the channels with --channels"
+            f"`{kind.name}` learns from healthy rows alone and must not see labels: leave --label and --alerts out and name the channels with --channels"
         )
     make = kind.load()
     training, back = windows.split(windows.cut(history, settings.samples, settings.stride))

@@ -12,6 +12,7 @@ mod commissioning;
 mod desk;
 mod devices;
 mod etag;
+mod export;
 mod jobs;
 mod models;
 mod openapi;
@@ -31,6 +32,7 @@ use axum::{Json, Router};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use self::desk::Desk;
+use self::export::Exports;
 use self::jobs::Jobs;
 use super::Site;
 use super::auth::{Admin, Engineer, Role, Viewer};
@@ -76,12 +78,13 @@ pub(crate) struct Api {
     pub(crate) casebook: Casebook,
     pub(crate) desk: Desk,
     pub(crate) jobs: Jobs,
+    pub(crate) exports: Exports,
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) live: Live,
 }
 
 impl Api {
-    /// Live streams end at `stop`.
+    /// Live streams and exports end at `stop`.
     pub(super) fn new(parts: ApiParts, stop: watch::Receiver<bool>) -> Api {
         let ApiParts { orders, commands, workshop, views, feed, historian, casebook } = parts;
         Api {
@@ -89,6 +92,7 @@ impl Api {
             commands,
             workshop,
             views,
+            exports: Exports::new(stop.clone()),
             live: Live::new(Arc::clone(&feed), stop),
             feed,
             historian,
@@ -146,6 +150,7 @@ fn table() -> Vec<Route> {
         route("/devices", get(), Viewer, devices::list),
         route("/commissioning", get(), Viewer, commissioning::list),
         route("/audit", get(), Viewer, audit::list),
+        route("/export", get(), Viewer, export::export),
         route("/models", get(), Viewer, models::list),
         route("/models", post(), Admin, upload::upload),
         route("/models/{name}", get(), Viewer, models::one),

@@ -16,12 +16,15 @@ use crate::script::Browser;
 use crate::stage::Stage;
 
 /// What is played, and what it claims.
-const SCENARIOS: [(&str, &str); 12] = [
+const SCENARIOS: [(&str, &str); 15] = [
     ("signs_in", "a wrong password is refused, the right one lets in, and signing out ends it"),
     ("a_fault_appears_live", "a fault appears while the page is open, leads to its evidence and takes feedback"),
     ("a_chart_is_looked_into", "the live chart moves, and dragging over it shows the stored history"),
     ("a_model_is_promoted", "a pushed model is promoted with a reason"),
     ("a_model_is_uploaded", "a model is uploaded and tested over the past; what is no model is refused"),
+    ("a_model_is_rolled_back", "a model that scores is rolled back with a reason"),
+    (SIGNED, "a manifest that a trusted key signed lets a model in, another's does not and says why"),
+    ("a_machine_is_learned_anew", "learning begins anew, and its progress is seen"),
     ("a_viewer_changes_nothing", "a viewer is offered nothing and refused everything"),
     ("the_connection_comes_back", "the page outlives a restart of the gateway"),
     ("fits_phone_and_wall", "nothing is wider than a phone, and a wall is read from afar"),
@@ -30,6 +33,9 @@ const SCENARIOS: [(&str, &str); 12] = [
     ("redraws_smoothly", "ten thousand points are drawn again within a frame or two"),
     ("is_light", "the page weighs at most 300 KB with 200 machines"),
 ];
+
+/// The scenario of a gateway that trusts keys.
+const SIGNED: &str = "a_signed_model_is_uploaded";
 
 /// Browsers at a time: each is several processes and takes 200 MB.
 const BROWSERS_MAX: usize = 2;
@@ -62,7 +68,7 @@ fn missing(reason: String, list: bool) -> Trial {
 }
 
 fn play(browser: &Browser, name: &str) -> anyhow::Result<()> {
-    let mut stage = Stage::set()?;
+    let mut stage = Stage::set(name == SIGNED)?;
     let given = stage.given();
     let figures = browser.play(name, given, |wish| stage.act(wish)).map_err(|error| error.context(stage.log()))?;
     stage.check_sound()?;

@@ -119,6 +119,79 @@ async function a_model_is_uploaded({ browser, url, logins, model }) {
   sound(page);
 }
 
+// A model that scores is rolled back with a reason: the machine is judged by what was learned again, and what happened is told.
+async function a_model_is_rolled_back({ browser, url, logins }) {
+  const page = await openAs(browser, url, logins.engineer, { at: "#/models" });
+  const dialog = page.getByRole("dialog");
+  await ask("push a model");
+  await page.getByRole("button", { name: /^Promote/ }).click();
+  await dialog.getByLabel("Reason").fill("Quieter than the one before");
+  await dialog.getByRole("button", { name: "Promote" }).click();
+  const back = page.getByRole("button", { name: /^Roll back/ });
+  await back.click();
+  await dialog.getByText("go back to what the gateway has learned").waitFor();
+  await dialog.getByRole("button", { name: "Roll back" }).click();
+  expect(await dialog.isVisible(), "a model is rolled back without a reason");
+  await dialog.getByLabel("Reason").fill("Too quiet <b>by far</b>");
+  await dialog.getByRole("button", { name: "Roll back" }).click();
+  const row = page.locator(".model tbody tr", { hasText: "Rolled back" });
+  await row.getByText("Too quiet <b>by far</b>").waitFor();
+  await back.waitFor({ state: "detached" });
+  await page.getByText("Steps").click();
+  await page.locator(".model .lines li", { hasText: "rolled-back" }).first().waitFor();
+  await go(page, "#/audit");
+  await page.locator("tbody tr", { hasText: "Too quiet" }).first().waitFor();
+  sound(page);
+}
+
+// Where keys are trusted, a manifest that one of them signed lets a model in, and says whose it is; another's key does not, and says why.
+async function a_signed_model_is_uploaded({ browser, url, logins, packages }) {
+  const page = await openAs(browser, url, logins.admin, { at: "#/models" });
+  await ask("sign a model");
+  const send = async ({ model, manifest }) => {
+    await page.getByLabel("Model (ONNX)").setInputFiles(model);
+    await page.getByLabel("Or with the manifest").setInputFiles(manifest);
+    expect(await page.getByLabel("For the machines").isDisabled(), "the manifest names the machines, and the form asks for them too");
+    await page.getByRole("button", { name: "Upload" }).click();
+  };
+  await send(packages.theirs);
+  await page.getByRole("alert").filter({ hasText: "not among `trusted_keys`" }).waitFor();
+  expect((await page.locator(".chip", { hasText: /In shadow|On trial|Active/ }).count()) === 0, "a stranger's model is let in");
+  await send(packages.ours);
+  const row = page.locator(".model tbody tr", { hasText: "In shadow" });
+  await row.waitFor();
+  const signed = await row.locator("td:nth-of-type(3) code").getAttribute("title");
+  const { items } = await page.evaluate(async () => (await fetch("/api/v1/models")).json());
+  expect(signed && items.some((item) => item.state === "shadow" && item.signed_by === signed), `it is signed by ${signed}, says the page`);
+  sound(page);
+}
+
+// A machine is learned anew from its page, and once more from the view of what is learned: it begins at nothing, and progress is seen.
+async function a_machine_is_learned_anew({ browser, url, logins }) {
+  const page = await openAs(browser, url, logins.engineer, { at: "#/learning" });
+  await page.getByText("No machine is being learned").waitFor();
+  await go(page, "#/asset/pump-1");
+  const dialog = page.getByRole("dialog");
+  await page.getByRole("button", { name: "Learn anew" }).click();
+  await dialog.getByText("What was learned as normal is forgotten").waitFor();
+  await dialog.getByRole("button", { name: "Learn anew" }).click();
+  await dialog.waitFor({ state: "hidden" });
+  await go(page, "#/learning");
+  const card = page.locator(".learnings section", { hasText: "pump-1" });
+  await card.waitFor();
+  const rows = async () => Number((await card.getByText(/ rows/).first().textContent()).match(/^\S+/)[0]);
+  const progressed = (least) => until(page, (enough) => document.querySelector(".learnings progress")?.value >= enough, least);
+  await progressed(0.1);
+  expect((await rows()) >= 40, `${await rows()} rows are a tenth of 400`);
+  await card.getByRole("button", { name: "Begin again" }).click();
+  await dialog.getByRole("button", { name: "Begin again" }).click();
+  await until(page, () => document.querySelector(".learnings progress")?.value < 0.1);
+  await progressed(0.05);
+  await go(page, "#/audit");
+  await until(page, () => [...document.querySelectorAll("tbody tr")].filter((row) => /learn|commission/i.test(row.textContent)).length >= 2);
+  sound(page);
+}
+
 // A viewer sees everything and is offered nothing that would be refused; who asks all the same is refused.
 async function a_viewer_changes_nothing({ browser, url, logins }) {
   const page = await openAs(browser, url, logins.viewer, { at: "#/models" });
@@ -307,6 +380,9 @@ module.exports = {
   a_chart_is_looked_into,
   a_model_is_promoted,
   a_model_is_uploaded,
+  a_model_is_rolled_back,
+  a_signed_model_is_uploaded,
+  a_machine_is_learned_anew,
   a_viewer_changes_nothing,
   the_connection_comes_back,
   fits_phone_and_wall,

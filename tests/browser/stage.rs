@@ -1,7 +1,7 @@
 //! What a scenario is played on: a gateway with users, a machine that reports, and what a scenario wishes to happen to them.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -35,12 +35,17 @@ const HOSTILE: &str = "<img src=x onerror=pwned=1>";
 /// The model of a scenario stays in shadow until somebody promotes it.
 const CONFIG: &str = "[commissioning]\nsamples = 400\nextend = false\n[models]\nrows_min = 100\nlatency_ms_max = 60000\nshadow_s = 3600\n";
 
+/// A key that a gateway trusts, and one that it does not.
+const OURS: &str = "ours";
+const THEIRS: &str = "theirs";
+
 /// A gateway and a machine; both end when dropped.
 pub(crate) struct Stage {
     dir: TempDir,
     gateway: Option<Gateway>,
     url: String,
-    users: String,
+    /// The sections of its configuration, besides where it listens.
+    config: String,
     machine: Recording,
     publisher: Arc<Publisher>,
     faulty: Arc<AtomicBool>,
@@ -50,14 +55,16 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Starts a gateway with a machine that it has learned.
+    /// Starts a gateway with a machine that it has learned; `trusting` makes it let in only models that are signed.
     ///
     /// # Errors
     /// It does not start, or does not learn.
-    pub(crate) fn set() -> anyhow::Result<Stage> {
+    pub(crate) fn set(trusting: bool) -> anyhow::Result<Stage> {
         let dir = tempfile::tempdir()?;
-        let users = users()?;
-        let gateway = Gateway::start(PROGRAM, dir.path(), &format!("{CONFIG}{users}"))?;
+        let trusted =
+            if trusting { format!("trusted_keys = [\"{}\"]\n", make_keys(dir.path())?) } else { String::new() };
+        let config = format!("{CONFIG}{trusted}{}", users()?);
+        let gateway = Gateway::start(PROGRAM, dir.path(), &config)?;
         let url = format!("http://{}", gateway.http);
         let fault = Some((Fault::BearingWear, FAULT_ROW, 60.0));
         let machine = Recording::of("pump-1", MachineKind::Pump, 31, ROWS, fault);
@@ -73,7 +80,7 @@ impl Stage {
             dir,
             gateway: Some(gateway),
             url,
-            users,
+            config,
             machine,
             publisher,
             faulty,
@@ -85,11 +92,16 @@ impl Stage {
 
     /// What a scenario is told.
     pub(crate) fn given(&self) -> Value {
+        let package = |key: &str| {
+            let file = |name: &str| self.dir.path().join(key).join(name);
+            json!({ "model": file("pump-1-5.onnx"), "manifest": file("pump-1-5.manifest.json") })
+        };
         let login = |user: &str| json!({ "user": user, "password": PASSWORD });
         json!({
             "url": self.url,
             "hostile": HOSTILE,
             "model": self.model_file(),
+            "packages": { OURS: package(OURS), THEIRS: package(THEIRS) },
             "logins": { "viewer": login("vera"), "engineer": login("emil"), "admin": login("ada") },
         })
     }
@@ -106,6 +118,7 @@ impl Stage {
             }
             "make a model" => self.make_model(),
             "push a model" => self.push(),
+            "sign a model" => [OURS, THEIRS].iter().try_for_each(|key| self.sign(key)),
             "stop the gateway" => self.stop(),
             "start the gateway" => self.start(),
             "let a machine with a hostile name report" => self.report(&[HOSTILE.to_owned()]),
@@ -148,7 +161,7 @@ impl Stage {
     /// Starts it again where browsers know it.
     fn start(&mut self) -> anyhow::Result<()> {
         let listen = self.url.trim_start_matches("http://");
-        let config = format!("{CONFIG}[http]\nlisten = \"{listen}\"\n{}", self.users);
+        let config = format!("[http]\nlisten = \"{listen}\"\n{}", self.config);
         let gateway = Gateway::start(PROGRAM, self.dir.path(), &config)?;
         self.publisher.progress.set_gateway(Some(gateway.mqtt));
         self.gateway = Some(gateway);
@@ -174,6 +187,17 @@ impl Stage {
         let file = file.to_str().context("the folder's name is text")?;
         let broker = self.gateway()?.mqtt.to_string();
         let output = gateway::run(PROGRAM, &["model", "push", file, "--broker", &broker])?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    /// Packs a model with a manifest that a key signs, into a folder with the key's name.
+    fn sign(&self, key: &str) -> anyhow::Result<()> {
+        self.make_model()?;
+        let path = |path: PathBuf| path.to_str().map(str::to_owned).context("the folder's name is text");
+        let (model, out) = (path(self.model_file())?, path(self.dir.path().join(key))?);
+        let key = path(key_file(self.dir.path(), key))?;
+        let output = gateway::run(PROGRAM, &["model", "pack", &model, "--out", &out, "--key", &key])?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
@@ -214,6 +238,24 @@ fn pace(publisher: Arc<Publisher>, faulty: Arc<AtomicBool>, playing: Arc<AtomicB
             std::thread::sleep(Duration::from_millis(if hurried { 1 } else { 100 }));
         }
     })
+}
+
+fn key_file(dir: &Path, key: &str) -> PathBuf {
+    dir.join(format!("{key}.key"))
+}
+
+/// Makes the key that the gateway trusts, whose public half is returned, and a stranger's.
+fn make_keys(dir: &Path) -> anyhow::Result<String> {
+    let make = |key: &str| {
+        let file = key_file(dir, key);
+        let file = file.to_str().context("the folder's name is text")?;
+        let output = gateway::run(PROGRAM, &["model", "keygen", file])?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let public = String::from_utf8(output.stdout)?.lines().next().map(str::to_owned);
+        public.context("the public key is printed")
+    };
+    make(THEIRS)?;
+    make(OURS)
 }
 
 /// One user of each role, as the configuration has them.

@@ -105,6 +105,11 @@ pub(crate) trait Kind: Sync {
         None
     }
 
+    /// Whether models and commands come down from it.
+    fn brings_down(&self) -> bool {
+        false
+    }
+
     /// Starts a server, or shares one, with what it keeps below `dir`.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! `MILLWRIGHT_REQUIRE_UPSTREAM=1` says that all have to be there, as in `.ci/run`. `MILLWRIGHT_LONG=1` plays 50 cuts
 //! and ten stops where the ordinary run plays a few; `MILLWRIGHT_SEED` repeats the cuts of a run that failed.
 
+mod down;
 mod kafka;
 mod kind;
 mod mosquitto;
@@ -57,7 +58,12 @@ fn trials_of(kind: &'static dyn Kind, arguments: &Arguments) -> Vec<Trial> {
     let name = |scenario: &Scenario| format!("{}::{}", kind.name(), scenario.name);
     let Err(Missing { reason, remedy }) = kind.find() else {
         let trial = |scenario: &'static Scenario| Trial::ignorable_test(name(scenario), move || play(kind, scenario));
-        return SCENARIOS.iter().map(trial).collect();
+        let down = kind.brings_down().then(|| {
+            let play =
+                move || down::play(kind).map_err(|error| Failed::from(format!("claim: {}\n{error:#}", down::CLAIM)));
+            Trial::test(format!("{}::down", kind.name()), play)
+        });
+        return SCENARIOS.iter().map(trial).chain(down).collect();
     };
     let asked = std::env::var("MILLWRIGHT_REQUIRE_UPSTREAM").is_ok_and(|value| value == "1");
     let required = asked && !kind.is_optional();

@@ -57,6 +57,10 @@ impl Kind for Mosquitto {
         }
     }
 
+    fn brings_down(&self) -> bool {
+        true
+    }
+
     fn start(&self, dir: &Path, want: Want) -> anyhow::Result<Box<dyn Server>> {
         Ok(Box::new(MosquittoServer::start(dir, self.v5, want)?))
     }

@@ -25,6 +25,8 @@ use crate::secrets::{PASSWORD, Secrets, USER};
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 /// The longest wait for a node: it takes ten seconds alone, and a busy machine is slower.
 const START: Duration = Duration::from_secs(180);
+/// How often other ports are tried.
+const PORT_TRIES: usize = 5;
 /// How long a consumer is silent when it has had everything.
 const SILENCE: Duration = Duration::from_millis(300);
 /// The largest message that nodes take, bytes.
@@ -143,9 +145,9 @@ impl Node {
         let port = epmd_port.to_string();
         let command = [epmd.as_os_str(), "-address".as_ref(), "127.0.0.1".as_ref(), "-port".as_ref(), port.as_ref()];
         let epmd = Process::start(&dir, "epmd", &command, [("HOME", dir.display().to_string())])?;
-        let (name, ports) = (format!("millwright-{}@localhost", unique()), Ports::free()?);
-        let process = launch(&dir, &name, epmd_port, ports)?;
-        let node = Node {
+        let name = format!("millwright-{}@localhost", unique());
+        let (ports, process) = come_up(&dir, &name, epmd_port)?;
+        Ok(Node {
             dir,
             _owner: owner,
             name,
@@ -153,9 +155,7 @@ impl Node {
             ports: Mutex::new(ports),
             _epmd: epmd,
             process: Mutex::new(process),
-        };
-        node.wait_ready()?;
-        Ok(node)
+        })
     }
 
     /// Where it listens.
@@ -175,28 +175,38 @@ impl Node {
 
     /// Starts it with what it has kept.
     pub(crate) fn start_again(&self) -> anyhow::Result<()> {
-        let ports = Ports::free()?;
+        let (ports, process) = come_up(&self.dir, &self.name, self.epmd_port)?;
         *self.ports.lock().unwrap_or_else(PoisonError::into_inner) = ports;
-        let process = launch(&self.dir, &self.name, self.epmd_port, ports)?;
         *self.process.lock().unwrap_or_else(PoisonError::into_inner) = process;
-        self.wait_ready()
+        Ok(())
     }
+}
 
-    /// Waits until it lets a client in.
-    fn wait_ready(&self) -> anyhow::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (address, deadline) = (self.ports().amqp, std::time::Instant::now() + START);
-        loop {
-            // Nobody listens until it is nearly there.
-            if std::net::TcpStream::connect(address).is_ok() && runtime.block_on(connect(address)).is_ok() {
-                return Ok(());
-            }
-            let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_late = std::time::Instant::now() > deadline;
-            ensure!(process.is_running() && !is_late, "RabbitMQ does not come up:\n{}", process.log());
-            drop(process);
-            std::thread::sleep(Duration::from_millis(100));
+/// Starts a node and waits until it lets a client in. A port that was free a moment ago may be taken by then: others are tried.
+fn come_up(dir: &Path, name: &str, epmd_port: u16) -> anyhow::Result<(Ports, Process)> {
+    let mut tries = 0;
+    loop {
+        let ports = Ports::free()?;
+        let mut process = launch(dir, name, epmd_port, ports)?;
+        match wait_ready(ports.amqp, &mut process) {
+            Ok(()) => return Ok((ports, process)),
+            Err(error) if tries < PORT_TRIES && error.to_string().contains("eaddrinuse") => tries += 1,
+            Err(error) => return Err(error),
         }
+    }
+}
+
+fn wait_ready(address: SocketAddr, process: &mut Process) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let deadline = std::time::Instant::now() + START;
+    loop {
+        // Nobody listens until it is nearly there.
+        if std::net::TcpStream::connect(address).is_ok() && runtime.block_on(connect(address)).is_ok() {
+            return Ok(());
+        }
+        let is_late = std::time::Instant::now() > deadline;
+        ensure!(process.is_running() && !is_late, "RabbitMQ does not come up:\n{}", process.log());
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -359,8 +369,8 @@ async fn consume(
     let options = BasicConsumeOptions::default();
     match channel.basic_consume(queue.into(), "reader".into(), options, arguments).await {
         Ok(consumer) => Ok(Some((connection, channel, consumer))),
-        Err(error) if error.to_string().contains("NOT_FOUND") => Ok(None),
-        Err(error) => Err(error.into()),
+        // The queue is not there, or being made: RabbitMQ calls that an internal error. It is asked again.
+        Err(_) => Ok(None),
     }
 }
 

@@ -157,7 +157,8 @@ fn cuts(kind: &dyn Kind) -> anyhow::Result<()> {
             })?;
         }
         let arrived = stage.check_arrived()?;
-        ensure!(failures(&stage)? > 0, "no cut was noticed");
+        // Kafka's clients mend a cut by themselves, with another connection.
+        ensure!(failures(&stage)? > 0 || stage.proxy.accepted() > stage.proxy.cuts(), "no cut was noticed");
         stage.wait("old connections to leave nothing behind", |stage| {
             let now = stage.held()?;
             Ok((now.0 <= held.0 + MORE_HELD_MAX && now.1 <= held.1 + MORE_HELD_MAX).then_some(()))

@@ -303,7 +303,8 @@ impl Courier {
             (wait, _) => wait.min(BEAT),
         };
         tokio::select! {
-            _ = head.wait_for(|head| read.is_none_or(|read| *head > read)), if !has_waiting => {}
+            // Without a lane, as for health alone, there is nothing in the log to wait for.
+            _ = head.wait_for(|head| read.is_some_and(|read| *head > read)), if !has_waiting => {}
             // An alert does not wait for the rate or for a full delivery; looking for one does not take all of the time.
             () = after(GLANCE, self.log.watch_head(), urgent), if has_waiting && urgent.is_some() => {}
             () = tokio::time::sleep(longest) => {}

@@ -69,7 +69,7 @@ impl Kind for Kafka {
     fn cannot(&self, scenario: &str) -> Option<&'static str> {
         match (self.engine, scenario) {
             (Engine::Mock, "restarts") => Some("the mock cluster keeps nothing over a stop; tansu plays it"),
-            (Engine::Mock, "alerts") => {
+            (Engine::Mock, "alerts" | "rate") => {
                 Some("the mock's topics have four partitions, without an order; tansu plays it")
             }
             (Engine::Mock, "password" | "tls") => Some("the mock cluster has neither passwords nor certificates"),
@@ -193,7 +193,8 @@ struct KafkaServer {
 impl KafkaServer {
     /// Makes the topics that the gateway cannot make on the mock cluster, or may not.
     fn create_topics(&self) -> anyhow::Result<()> {
-        let names = ["telemetry", "alert", "event", "other"].map(|content| format!("plant.{content}"));
+        let names =
+            ["telemetry", "alert", "event", "other", "health", "status"].map(|content| format!("plant.{content}"));
         if self.engine == Engine::Tansu {
             return self.runtime.block_on(async {
                 let controller = client(self.address).await?.controller_client()?;
@@ -306,7 +307,9 @@ fn message(record: &rskafka::record::Record) -> anyhow::Result<Message> {
     let header = |name: &str| record.headers.get(name).map(|value| String::from_utf8_lossy(value).into_owned());
     let message = Message::read(header, record.value.as_deref().unwrap_or_default())?;
     let key = String::from_utf8_lossy(record.key.as_deref().unwrap_or_default()).into_owned();
-    let expected = if message.content == "other" { message.topic.as_str() } else { "pump-1" };
+    // What a message is about stands in the fourth level of the gateway's own topics.
+    let about = message.topic.split('/').nth(3).filter(|_| message.content != "other");
+    let expected = about.unwrap_or(&message.topic);
     ensure!(key == expected, "the key is {key}, not {expected}");
     Ok(message)
 }

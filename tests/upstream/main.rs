@@ -5,6 +5,7 @@
 //! `MILLWRIGHT_REQUIRE_UPSTREAM=1` says that all have to be there, as in `.ci/run`. `MILLWRIGHT_LONG=1` plays 50 cuts
 //! and ten stops where the ordinary run plays a few; `MILLWRIGHT_SEED` repeats the cuts of a run that failed.
 
+mod choices;
 mod down;
 mod kafka;
 mod kind;
@@ -23,6 +24,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
+use crate::choices::CHOICES;
 use crate::kind::{Kind, Missing};
 use crate::scenarios::{SCENARIOS, Scenario};
 
@@ -63,12 +65,12 @@ fn trials_of(kind: &'static dyn Kind, arguments: &Arguments) -> Vec<Trial> {
                 move || down::play(kind).map_err(|error| Failed::from(format!("claim: {}\n{error:#}", down::CLAIM)));
             Trial::test(format!("{}::down", kind.name()), play)
         });
-        return SCENARIOS.iter().map(trial).chain(down).collect();
+        return SCENARIOS.iter().chain(&CHOICES).map(trial).chain(down).collect();
     };
     let asked = std::env::var("MILLWRIGHT_REQUIRE_UPSTREAM").is_ok_and(|value| value == "1");
     let required = asked && !kind.is_optional();
     if !arguments.list && !required {
-        let count = SCENARIOS.iter().filter(|scenario| kind.cannot(scenario.name).is_none()).count();
+        let count = SCENARIOS.iter().chain(&CHOICES).filter(|scenario| kind.cannot(scenario.name).is_none()).count();
         eprintln!("not run: {count} tests of {}: {reason}\n         {remedy}", kind.name());
     }
     let missing = move || {

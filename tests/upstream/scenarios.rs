@@ -1,4 +1,4 @@
-//! What every kind of upstream has to stand.
+//! What every kind of upstream has to stand; what it is asked to send is in [`crate::choices`].
 
 use std::collections::HashSet;
 

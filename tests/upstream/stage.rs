@@ -21,9 +21,9 @@ const LOG: &str =
 /// Messages that may wait for the server while a scenario waits for something to happen.
 const WAITING_MAX: u64 = 5_000;
 /// The longest wait for messages to arrive: a stopped server takes long to start on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Pause between two looks at what a server has.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 /// Messages that a publisher has unacknowledged.
 const IN_FLIGHT: usize = 200;
 
@@ -46,15 +46,18 @@ type Arrivals = HashMap<String, (usize, Message)>;
 impl Stage {
     /// A server of `kind`, and a gateway that forwards everything to it, with further keys of its `[[upstream]]`.
     pub(crate) fn set(kind: &dyn Kind, want: Want, keys: &str) -> anyhow::Result<Stage> {
+        Stage::set_sending(kind, want, &["telemetry", "alerts", "events", "other"], keys)
+    }
+
+    /// As [`Stage::set`], with what is forwarded.
+    pub(crate) fn set_sending(kind: &dyn Kind, want: Want, send: &[&str], keys: &str) -> anyhow::Result<Stage> {
         let dir = tempfile::tempdir()?;
         let mut server = kind.start(dir.path(), want)?;
         let proxy = Proxy::start()?;
         proxy.lead_to(server.address(), server.names_itself());
         let address = server.come_through(proxy.address())?;
         let extra = format!(
-            "[[upstream]]\nname = \"plant\"\naddress = \"{}\"\nsend = [\"telemetry\", \"alerts\", \"events\", \"other\"]\n\
-             retry_max_s = 1\n{}\n{keys}\n",
-            address,
+            "[[upstream]]\nname = \"plant\"\naddress = \"{address}\"\nsend = {send:?}\nretry_max_s = 1\n{}\n{keys}\n",
             server.upstream(dir.path())?
         );
         let mut stage = Stage { server, proxy, dir, gateway: None, extra, publishers: Vec::new() };

@@ -108,7 +108,7 @@ impl Condenser {
             }
             None => self.open = Some((message.offset, stretch)),
         }
-        if self.selection.choose(message).is_none() {
+        if !self.selection.wants(message.topic_id, &message.message.topic) {
             return;
         }
         let (topic, payload) = (&message.message.topic, &message.message.payload);

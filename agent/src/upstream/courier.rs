@@ -1,6 +1,7 @@
 //! The courier of one upstream: connects, delivers what its lanes hold, and tries again.
 //!
-//! Owns the order: urgent messages before telemetry, health and status now and then; one delivery is under way while the next is read.
+//! Owns the order: urgent messages before telemetry, health and status now and then; one delivery is under way while the next ones are
+//! read on another thread.
 //! What is confirmed moves the cursor at once; after an error the rest comes first on the next connection. A
 //! message that the peer refuses for what it is would hold up all others for ever: after [`REFUSALS_MAX`] attempts it is
 //! passed, counted and told; it stays in the log.
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millwright_broker::log::{Log, Offset};
+use millwright_broker::log::{Log, Offset, ReadError};
 use tokio::sync::watch;
 
 use super::Down;
@@ -54,6 +55,8 @@ pub(super) struct Courier {
     /// After a failure one message goes alone: a server that begins to take messages in the middle of a delivery would get its end
     /// before its beginning.
     pub(super) probes: bool,
+    /// When the log could not be read: it is tried again a beat later.
+    pub(super) unreadable: Option<Instant>,
     pub(super) tally: Arc<Tally>,
     pub(super) stop: watch::Receiver<bool>,
 }
@@ -145,15 +148,23 @@ impl Courier {
                 let _ = tokio::time::timeout(STOP_MAX, sink.close()).await;
                 return Over::Stopped;
             }
-            let reads_on = self.read_ahead().await;
+            self.read_on();
+            // What has arrived is taken in, without waiting for what has not: there may be an alert in it.
+            tokio::select! {
+                biased;
+                () = self.arrived() => {}
+                () = std::future::ready(()) => {}
+            }
             self.note_backlog();
             let look = self.latest.is_some() && looked.is_none_or(|at| at.elapsed() >= BEAT);
             let (from, records) = match self.next_delivery(look, &mut allowance) {
                 Some(next) => next,
-                None if reads_on => continue,
                 None => {
+                    let is_reading = self.lanes().any(Lane::is_reading);
+                    let pause = self.pause(allowance.wait());
                     tokio::select! {
-                        () = self.wait(allowance.wait()) => {}
+                        () = self.arrived(), if is_reading => {}
+                        () = wait(pause), if !is_reading => {}
                         error = sink.ended() => return Over::Failed(error),
                     }
                     continue;
@@ -180,16 +191,32 @@ impl Courier {
         }
     }
 
-    /// Reads ahead in both lanes; returns whether there is more to read at once.
-    async fn read_ahead(&mut self) -> bool {
-        let (now_us, mut more) = (clock::utc_us(), false);
-        for lane in [self.urgent.as_mut(), self.bulk.as_mut()].into_iter().flatten() {
-            match lane.read_ahead(&self.log, self.config.batch, now_us).await {
-                Ok(on) => more |= on,
-                Err(error) => tracing::error!(upstream = self.config.name, %error, "the log cannot be read"),
-            }
+    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        [self.urgent.as_ref(), self.bulk.as_ref()].into_iter().flatten()
+    }
+
+    /// Has both lanes read on where there is room.
+    fn read_on(&mut self) {
+        if self.unreadable.is_some_and(|at| at.elapsed() < BEAT) {
+            return;
         }
-        more
+        self.unreadable = None;
+        let now_us = clock::utc_us();
+        for lane in [self.urgent.as_mut(), self.bulk.as_mut()].into_iter().flatten() {
+            lane.begin(&self.log, self.config.batch, now_us);
+        }
+    }
+
+    /// Waits for what a lane reads. May be dropped and called again.
+    async fn arrived(&mut self) {
+        let result = tokio::select! {
+            result = arrived(&mut self.urgent) => result,
+            result = arrived(&mut self.bulk) => result,
+        };
+        if let Err(error) = result {
+            tracing::error!(upstream = self.config.name, %error, "the log cannot be read");
+            self.unreadable = Some(Instant::now());
+        }
     }
 
     /// What goes next.
@@ -261,16 +288,18 @@ impl Courier {
         let mut delivery = sink.deliver(records, confirmed);
         let (mut progress, mut moved) = (0, Instant::now());
         let mut stop_by: Option<Instant> = None;
-        // What the next delivery takes is read while this one is under way.
-        tokio::select! {
-            biased;
-            result = &mut delivery => return result,
-            _ = self.read_ahead() => {}
-        }
+        let mut look = tokio::time::interval(LOOK);
+        // What the next deliveries take is read while this one is made and under way: reading begins on its thread first.
+        self.read_on();
+        tokio::task::yield_now().await;
         loop {
             tokio::select! {
                 result = &mut delivery => return result,
-                () = tokio::time::sleep(LOOK) => {}
+                () = self.arrived() => {
+                    self.read_on();
+                    continue;
+                }
+                _ = look.tick() => {}
             }
             self.note_backlog();
             let lane = if from == From::Urgent { &self.urgent } else { &self.bulk };
@@ -291,25 +320,23 @@ impl Courier {
         }
     }
 
-    /// Waits for the log to grow, the beat, the rate or the stop.
-    async fn wait(&self, longest: Duration) {
-        let (mut head, mut stop) = (self.log.watch_head(), self.stop.clone());
-        let read = [self.urgent.as_ref(), self.bulk.as_ref()].into_iter().flatten().map(Lane::read_to).min();
+    /// What is waited for when there is nothing to deliver: the log to grow, the beat, the rate or the stop.
+    fn pause(&self, longest: Duration) -> Pause {
         let has_waiting = self.bulk.as_ref().is_some_and(Lane::has_waiting);
-        let urgent = self.urgent.as_ref().map(Lane::read_to);
         let longest = match (longest, has_waiting) {
             (Duration::ZERO, true) => self.config.batch.delay.clamp(Duration::from_millis(1), BEAT),
             (Duration::ZERO, false) => BEAT,
             (wait, _) => wait.min(BEAT),
         };
-        tokio::select! {
+        let growth = match (self.unreadable, has_waiting) {
+            // Trying at once what has just failed would take all of the time.
+            (Some(_), _) => None,
             // Without a lane, as for health alone, there is nothing in the log to wait for.
-            _ = head.wait_for(|head| read.is_some_and(|read| *head > read)), if !has_waiting => {}
+            (None, false) => self.lanes().map(Lane::read_to).min().map(|read| (Duration::ZERO, read)),
             // An alert does not wait for the rate or for a full delivery; looking for one does not take all of the time.
-            () = after(GLANCE, self.log.watch_head(), urgent), if has_waiting && urgent.is_some() => {}
-            () = tokio::time::sleep(longest) => {}
-            _ = stop.wait_for(|stop| *stop) => {}
-        }
+            (None, true) => self.urgent.as_ref().map(|urgent| (GLANCE, urgent.read_to())),
+        };
+        Pause { head: self.log.watch_head(), stop: self.stop.clone(), growth, longest }
     }
 
     /// Keeps the backlog's figure true while there is no connection: that is when it grows.
@@ -322,9 +349,8 @@ impl Courier {
 
     fn note_backlog(&self) {
         let head = self.log.head().0;
-        let lanes = || [self.urgent.as_ref(), self.bulk.as_ref()].into_iter().flatten();
-        let position = lanes().map(|lane| lane.confirmed().0).min().unwrap_or(head);
-        self.tally.backlog(head, position, lanes().map(Lane::lost).sum());
+        let position = self.lanes().map(|lane| lane.confirmed().0).min().unwrap_or(head);
+        self.tally.backlog(head, position, self.lanes().map(Lane::lost).sum());
     }
 
     /// Whether payloads are packed here; Kafka packs batches by itself.
@@ -333,11 +359,36 @@ impl Courier {
     }
 }
 
-/// Waits for a while, and then until the log has more than `read`.
-async fn after(pause: Duration, mut head: watch::Receiver<Offset>, read: Option<Offset>) {
-    tokio::time::sleep(pause).await;
-    // An error means that the log is closed, and then the stop is near.
-    let _ = head.wait_for(|head| read.is_none_or(|read| *head > read)).await;
+/// See [`Courier::pause`].
+struct Pause {
+    head: watch::Receiver<Offset>,
+    stop: watch::Receiver<bool>,
+    /// How long the log is not looked at, and what of it is known already.
+    growth: Option<(Duration, Offset)>,
+    longest: Duration,
+}
+
+async fn wait(pause: Pause) {
+    let Pause { mut head, mut stop, growth, longest } = pause;
+    let grown = async {
+        let Some((rest, read)) = growth else { return std::future::pending().await };
+        tokio::time::sleep(rest).await;
+        // An error means that the log is closed, and then the stop is near.
+        let _ = head.wait_for(|head| *head > read).await;
+    };
+    tokio::select! {
+        () = grown => {}
+        () = tokio::time::sleep(longest) => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+}
+
+/// What a lane reads; for ever if there is no lane.
+async fn arrived(lane: &mut Option<Lane>) -> Result<(), ReadError> {
+    match lane {
+        Some(lane) => lane.arrived().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Whether a delivery should wait for more.

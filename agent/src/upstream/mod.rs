@@ -5,7 +5,7 @@
 //! moves the cursor. No message waits anywhere but in the log. All couriers share one thread of a lower priority: forwarding takes
 //! the processor's time that ingest and scoring leave.
 //!
-//! Bounds: [`crate::config::UPSTREAMS_MAX`] upstreams, each of two deliveries in memory and what its client holds.
+//! Bounds: [`crate::config::UPSTREAMS_MAX`] upstreams, each lane of four deliveries in memory, and what its client holds.
 
 mod condense;
 mod courier;
@@ -207,6 +207,7 @@ fn courier(parts: &UpstreamParts, config: &UpstreamConfig, stop: watch::Receiver
         bulk: bulk.map(|contents| lane(format!("{CURSOR}{}", config.name), contents)).transpose()?,
         latest: Latest::new(config.content, origin.clone()),
         probes: false,
+        unreadable: None,
         tally: Arc::new(Tally::new(config)),
         stop,
     })

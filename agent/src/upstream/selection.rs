@@ -48,16 +48,21 @@ impl Selection {
         }
     }
 
-    /// What a message is about, if it is wanted.
-    pub(super) fn choose(&mut self, message: &LogMessage) -> Option<&Choice> {
+    /// Whether messages of a topic are wanted.
+    pub(super) fn wants(&mut self, number: u32, topic: &TopicName) -> bool {
+        self.choose(number, topic).is_some()
+    }
+
+    /// What messages of a topic are about, if they are wanted.
+    pub(super) fn choose(&mut self, number: u32, topic: &TopicName) -> Option<&Choice> {
         if self.chosen.len() >= CHOICES_MAX {
             self.chosen.clear();
         }
-        if !self.chosen.contains_key(&message.topic_id) {
-            let choice = self.choice(&message.message.topic);
-            self.chosen.insert(message.topic_id, choice);
+        if !self.chosen.contains_key(&number) {
+            let choice = self.choice(topic);
+            self.chosen.insert(number, choice);
         }
-        self.chosen.get(&message.topic_id).and_then(Option::as_ref)
+        self.chosen.get(&number).and_then(Option::as_ref)
     }
 
     /// The sources, for who decodes what was chosen.

@@ -59,6 +59,15 @@ fn lane(log: &Log, config: &UpstreamConfig, contents: Contents) -> Lane {
     Lane::new(log.cursor("upstream/up").unwrap(), origin(log), make)
 }
 
+/// Has a lane read all it has room for.
+async fn read_ahead(lane: &mut Lane, log: &Log, batch: Batching, now_us: i64) {
+    lane.begin(log, batch, now_us);
+    while lane.is_reading() {
+        lane.arrived().await.unwrap();
+        lane.begin(log, batch, now_us);
+    }
+}
+
 fn topics(records: &[Record]) -> Vec<&str> {
     records.iter().map(|record| record.topic.as_str()).collect()
 }
@@ -74,7 +83,7 @@ async fn what_is_not_confirmed_is_sent_again() {
         append(&log, 0, &format!("mw/v1/telemetry/{asset}/json"), "{}").await;
     }
     let mut lane_1 = lane(&log, &config, contents);
-    lane_1.read_ahead(&log, BATCH, 0).await.unwrap();
+    read_ahead(&mut lane_1, &log, BATCH, 0).await;
     let first = lane_1.take(BATCH, 3);
     let ids: Vec<String> = first.iter().map(|record| record.id.clone()).collect();
     assert_eq!(lane_1.confirmed(), Offset(1));
@@ -89,7 +98,7 @@ async fn what_is_not_confirmed_is_sent_again() {
 
     let log = open(dir.path());
     let mut lane_2 = lane(&log, &config, contents);
-    lane_2.read_ahead(&log, BATCH, 0).await.unwrap();
+    read_ahead(&mut lane_2, &log, BATCH, 0).await;
     let restarted = lane_2.take(BATCH, 9);
     assert_eq!(restarted[0].id, ids[2], "a message keeps its identifier");
     lane_2.put_back(restarted, 2);
@@ -107,16 +116,16 @@ async fn unwanted_messages_do_not_hold_the_log() {
     append(&log, 0, "somewhere/else", "1").await;
     append(&log, 0, "mw/v1/telemetry/test/json", "{}").await;
     append(&log, 0, "mw/v1/alert/a", "{}").await;
-    lane.read_ahead(&log, BATCH, 0).await.unwrap();
+    read_ahead(&mut lane, &log, BATCH, 0).await;
     assert!(!lane.has_waiting());
     assert_eq!(lane.confirmed(), log.head());
     append(&log, 0, "mw/v1/telemetry/a/json", "{}").await;
     append(&log, 0, "somewhere/else", "2").await;
-    lane.read_ahead(&log, BATCH, 0).await.unwrap();
+    read_ahead(&mut lane, &log, BATCH, 0).await;
     assert_eq!(lane.confirmed(), Offset(4), "the telemetry waits");
     let records = lane.take(BATCH, 9);
     assert_eq!(topics(&records), ["mw/v1/telemetry/a/json"]);
-    lane.read_ahead(&log, BATCH, 0).await.unwrap();
+    read_ahead(&mut lane, &log, BATCH, 0).await;
     assert_eq!(lane.confirmed(), Offset(4), "it is under way");
     lane.put_back(records, 1);
     assert_eq!(lane.confirmed(), log.head());
@@ -143,13 +152,13 @@ async fn urgent_messages_are_kept_apart() {
     }
     let wide = Batching { messages: 100, ..BATCH };
     let mut urgent = lane(&log, &config, urgent_contents(config.content).unwrap());
-    urgent.read_ahead(&log, wide, 0).await.unwrap();
+    read_ahead(&mut urgent, &log, wide, 0).await;
     let records = urgent.take(wide, 100);
     assert_eq!(topics(&records), ["mw/v1/alert/a", "mw/v1/event/a", "mw/v1/model/m/state/gw"]);
     assert!(records.iter().all(|record| record.content.is_urgent()));
     assert_eq!((records[0].content, &*records[0].key), (Content::Alert, "a"));
     let mut bulk = lane(&log, &config, bulk_contents(config.content).unwrap());
-    bulk.read_ahead(&log, wide, 0).await.unwrap();
+    read_ahead(&mut bulk, &log, wide, 0).await;
     assert_eq!(topics(&bulk.take(wide, 100)), ["mw/v1/telemetry/a/json", "plant/x"]);
     assert_eq!(cursor_names(&config), ["upstream/up", "upstream/up/urgent"]);
     assert_eq!(cursor_names(&upstream("send = [\"health\"]")), [""; 0]);
@@ -169,7 +178,7 @@ async fn deliveries_are_bounded() {
     let mut lane = lane(&log, &config, bulk_contents(config.content).unwrap());
     let mut sizes = Vec::new();
     for _ in 0..5 {
-        lane.read_ahead(&log, BATCH, 0).await.unwrap();
+        read_ahead(&mut lane, &log, BATCH, 0).await;
         let records = lane.take(BATCH, 100.min(BATCH.messages));
         sizes.push(records.len());
         let count = records.len();
@@ -188,7 +197,7 @@ async fn a_refused_message_is_passed() {
     append(&log, 0, "mw/v1/telemetry/a/json", "{}").await;
     append(&log, 0, "mw/v1/telemetry/b/json", "{}").await;
     let mut lane = lane(&log, &config, bulk_contents(config.content).unwrap());
-    lane.read_ahead(&log, BATCH, 0).await.unwrap();
+    read_ahead(&mut lane, &log, BATCH, 0).await;
     let records = lane.take(BATCH, 2);
     let ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
     lane.put_back(records, 0);
@@ -218,10 +227,10 @@ async fn telemetry_is_condensed() {
     }
     append(&log, BEGIN_US + 4 * SECOND_US, "mw/v1/telemetry/b/json", &sample(1, BEGIN_US, 7.0)).await;
     let mut lane = lane(&log, &config, bulk_contents(config.content).unwrap());
-    lane.read_ahead(&log, BATCH, BEGIN_US + 11 * SECOND_US).await.unwrap();
+    read_ahead(&mut lane, &log, BATCH, BEGIN_US + 11 * SECOND_US).await;
     assert!(!lane.has_waiting(), "more of the stretch may be on its way");
     assert_eq!(lane.confirmed(), Offset(1));
-    lane.read_ahead(&log, BATCH, BEGIN_US + 13 * SECOND_US).await.unwrap();
+    read_ahead(&mut lane, &log, BATCH, BEGIN_US + 13 * SECOND_US).await;
     let records = lane.take(BATCH, 9);
     assert_eq!(topics(&records), ["mw/v1/condensed/a", "mw/v1/condensed/b"]);
     let told: Value = serde_json::from_slice(&records[0].payload).unwrap();
@@ -251,14 +260,14 @@ async fn a_stretch_is_folded_again_alike() {
     }
     let wide = Batching { messages: 100, ..BATCH };
     let mut first = lane(&log, &config, contents);
-    first.read_ahead(&log, wide, BEGIN_US).await.unwrap();
+    read_ahead(&mut first, &log, wide, BEGIN_US).await;
     let before = first.take(wide, 100);
     assert_eq!(before.len(), 2);
     let kept = before.clone();
     first.put_back(before, 1);
     drop(first);
     let mut second = lane(&log, &config, contents);
-    second.read_ahead(&log, wide, BEGIN_US).await.unwrap();
+    read_ahead(&mut second, &log, wide, BEGIN_US).await;
     let again = second.take(wide, 100);
     assert_eq!(again, kept[1..]);
     log.close();

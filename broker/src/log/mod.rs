@@ -96,9 +96,9 @@ pub use cursor::Cursor;
 pub use error::{AppendError, CursorError, FullReason, NotQueued, OpenError, QueueFull, ReadError};
 pub use limits::{
     BATCH_ROWS_MAX, CURSOR_NAME_BYTES_MAX, FETCH_ROWS_MAX, GAP_ROWS_MAX, Limits, MESSAGE_OVERHEAD_BYTES, PAGE_BYTES,
-    POOL_READERS_MAX, QUOTA_BYTES_MIN,
+    PASSED_ROWS_MAX, POOL_READERS_MAX, QUOTA_BYTES_MIN,
 };
-pub use reader::LogReader;
+pub use reader::{LogReader, LogVisit, Wanted};
 pub(crate) use session_book::{Due, SessionBook, SessionCursor};
 use sessions::{SessionId, SessionUpdate, StoredSession};
 use shared::Shared;
@@ -420,6 +420,19 @@ impl Log {
             Some(fetched) => Ok(fetched),
             None => self.inner.pool.read(&self.inner.shared, from, limit).await,
         }
+    }
+
+    /// Works through the log on a thread that may block: for a consumer that reads much at a time, in steps of a few milliseconds. It
+    /// takes its turn with sessions that fell behind.
+    ///
+    /// # Errors
+    /// What `work` gives, [`ReadError::Closed`], and what SQLite says if the file cannot be opened.
+    pub async fn visit<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut LogVisit<'_>) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let shared = Arc::clone(&self.inner.shared);
+        self.inner.pool.with(&self.inner.shared, move |disk| work(&mut LogVisit { shared: &shared, disk })).await
     }
 
     /// A reader with its own connection, for a consumer's thread.

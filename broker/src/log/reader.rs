@@ -1,7 +1,7 @@
 //! Reading the log from disk: short transactions on read-only connections.
 //!
-//! A read sees one consistent state of the file, takes at most [`FETCH_ROWS_MAX`] messages and ends, so that it never
-//! holds the write-ahead log back. What retention dropped and what cannot be read is reported as a [`Gap`], and
+//! A read sees one consistent state of the file, takes at most [`FETCH_ROWS_MAX`] messages, passes at most [`PASSED_ROWS_MAX`] that
+//! its consumer does not want, and ends, so that it never holds the write-ahead log back. What retention dropped and what cannot be read is reported as a [`Gap`], and
 //! reading goes on behind it. Never writes.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Row};
 use tokio::sync::Semaphore;
 
 use super::error::ReadError;
-use super::limits::{FETCH_ROWS_MAX, POOL_READERS_MAX};
+use super::limits::{FETCH_ROWS_MAX, PASSED_ROWS_MAX, POOL_READERS_MAX};
 use super::sessions::{self, SessionId, StoredSession};
 use super::shared::Shared;
 use super::tail::message_bytes;
@@ -37,6 +37,24 @@ struct Span {
     end: u64,
 }
 
+/// Which topics a consumer wants, by number and name.
+pub type Wanted<'a, 'b> = &'a mut (dyn FnMut(u32, &TopicName) -> bool + 'b);
+
+/// What was read of a partition.
+struct Rows {
+    messages: Vec<Arc<LogMessage>>,
+    /// Everything before it was read or passed.
+    next: u64,
+    stop: Stop,
+}
+
+/// A row.
+enum Decoded {
+    Message(LogMessage),
+    /// Its topic is not wanted.
+    Passed(Offset),
+}
+
 /// Why reading rows stopped.
 enum Stop {
     /// The limit or the end of the partition.
@@ -53,8 +71,19 @@ impl DiskReader {
 
     /// Messages from `from` on that come before `head`.
     pub(crate) fn read(&mut self, from: u64, head: u64, limit: FetchLimit) -> Result<Fetched, ReadError> {
+        self.read_chosen(from, head, limit, None)
+    }
+
+    /// As [`DiskReader::read`], of the wanted topics only.
+    pub(crate) fn read_chosen(
+        &mut self,
+        from: u64,
+        head: u64,
+        limit: FetchLimit,
+        wanted: Option<Wanted<'_, '_>>,
+    ) -> Result<Fetched, ReadError> {
         self.connection.prepare_cached("BEGIN")?.execute([])?;
-        let result = self.read_in_transaction(from, head, limit);
+        let result = self.read_in_transaction(from, head, limit, wanted);
         let ended = self.connection.prepare_cached("COMMIT").and_then(|mut end| end.execute([]));
         if ended.is_err() && !self.connection.is_autocommit() {
             // A transaction left open would hold the write-ahead log back.
@@ -76,7 +105,13 @@ impl DiskReader {
         Ok(session)
     }
 
-    fn read_in_transaction(&mut self, from: u64, head: u64, limit: FetchLimit) -> Result<Fetched, ReadError> {
+    fn read_in_transaction(
+        &mut self,
+        from: u64,
+        head: u64,
+        limit: FetchLimit,
+        mut wanted: Option<Wanted<'_, '_>>,
+    ) -> Result<Fetched, ReadError> {
         let mut at = from.max(1);
         while at < head {
             let Some(span) = self.span_at(at, head)? else {
@@ -89,17 +124,16 @@ impl DiskReader {
             if at >= span.end {
                 break;
             }
-            let (messages, stop) = self.read_rows(&span, at, limit)?;
-            match (messages.last(), stop) {
-                (Some(last), _) => {
-                    let next = Offset(last.offset.0 + 1);
-                    return Ok(Fetched { messages, next, lost: None });
+            let rows = self.read_rows(&span, at, limit, wanted.as_deref_mut())?;
+            match rows.stop {
+                _ if rows.next > at => {
+                    return Ok(Fetched { messages: rows.messages, next: Offset(rows.next), lost: None });
                 }
-                (None, Stop::Damaged) => {
+                Stop::Damaged => {
                     let resume = self.readable_after(&span, at)?;
                     return Ok(skipped(at, resume, GapKind::Unreadable));
                 }
-                (None, Stop::Done) => at = span.end,
+                Stop::Done => at = span.end,
             }
         }
         Ok(Fetched { messages: Vec::new(), next: Offset(at), lost: None })
@@ -129,40 +163,47 @@ impl DiskReader {
         span: &Span,
         from: u64,
         limit: FetchLimit,
-    ) -> Result<(Vec<Arc<LogMessage>>, Stop), ReadError> {
-        let rows_max = limit.rows.clamp(1, FETCH_ROWS_MAX);
+        mut wanted: Option<Wanted<'_, '_>>,
+    ) -> Result<Rows, ReadError> {
+        let messages_max = limit.rows.clamp(1, FETCH_ROWS_MAX);
+        let visited_max = if wanted.is_some() { PASSED_ROWS_MAX } else { messages_max };
         let DiskReader { connection, topics } = self;
+        let mut found = Rows { messages: Vec::new(), next: from, stop: Stop::Damaged };
         let mut select = match connection.prepare_cached(&select_sql(span.number)) {
             Ok(select) => select,
-            Err(error) if is_damage(&error) => return Ok((Vec::new(), Stop::Damaged)),
+            Err(error) if is_damage(&error) => return Ok(found),
             Err(error) => return Err(error.into()),
         };
-        let mut rows = select.query((schema::signed(from), schema::signed(span.end), rows_max as i64))?;
-        let mut messages: Vec<Arc<LogMessage>> = Vec::new();
+        let last = from.saturating_add(visited_max as u64).min(span.end);
+        let mut rows = select.query((schema::signed(from), schema::signed(last)))?;
         let mut bytes = 0;
-        let mut expected = from;
-        loop {
-            let message = match rows.next() {
-                // Offsets have no holes: fewer rows than there should be are lost ones.
-                Ok(None) if messages.len() < rows_max && expected < span.end => return Ok((messages, Stop::Damaged)),
-                Ok(None) => return Ok((messages, Stop::Done)),
-                Ok(Some(row)) => decode(connection, topics, row),
+        while found.next < last {
+            // Offsets have no holes: fewer rows than there should be are lost ones.
+            let row = match rows.next() {
+                Ok(Some(row)) => decode(connection, topics, row, wanted.as_deref_mut()),
+                Ok(None) => Ok(None),
                 Err(error) => Err(error),
             };
-            match message {
-                Ok(Some(message)) if message.offset.0 == expected => {
+            match row {
+                Ok(Some(Decoded::Passed(offset))) if offset.0 == found.next => found.next += 1,
+                Ok(Some(Decoded::Message(message))) if message.offset.0 == found.next => {
                     bytes += message_bytes(&message);
-                    if bytes > limit.bytes && !messages.is_empty() {
-                        return Ok((messages, Stop::Done));
+                    if bytes > limit.bytes && !found.messages.is_empty() {
+                        break;
                     }
-                    expected += 1;
-                    messages.push(Arc::new(message));
+                    found.next += 1;
+                    found.messages.push(Arc::new(message));
+                    if found.messages.len() >= messages_max {
+                        break;
+                    }
                 }
-                Ok(_) => return Ok((messages, Stop::Damaged)),
-                Err(error) if is_damage(&error) => return Ok((messages, Stop::Damaged)),
+                Ok(_) => return Ok(found),
+                Err(error) if is_damage(&error) => return Ok(found),
                 Err(error) => return Err(error.into()),
             }
         }
+        found.stop = Stop::Done;
+        Ok(found)
     }
 
     /// The first readable offset behind damage that begins at `from`: doubling steps find a readable place, halving
@@ -193,8 +234,8 @@ impl DiskReader {
     }
 
     fn is_readable(&mut self, span: &Span, offset: u64) -> Result<bool, ReadError> {
-        let (messages, _) = self.read_rows(span, offset, FetchLimit { rows: 1, bytes: usize::MAX })?;
-        Ok(!messages.is_empty())
+        let rows = self.read_rows(span, offset, FetchLimit { rows: 1, bytes: usize::MAX }, None)?;
+        Ok(!rows.messages.is_empty())
     }
 }
 
@@ -206,23 +247,27 @@ fn skipped(from: u64, to: u64, kind: GapKind) -> Fetched {
 fn select_sql(number: u32) -> String {
     format!(
         "SELECT offset, received_us, topic, flags, properties, payload FROM {} \
-         WHERE offset>=?1 AND offset<?2 ORDER BY offset LIMIT ?3",
+         WHERE offset>=?1 AND offset<?2 ORDER BY offset",
         schema::partition_table(number)
     )
 }
 
-/// A row as a message; `None` if its columns are not what the writer writes.
+/// A row as a message; `None` if its columns are not what the writer writes. What is not wanted is not copied.
 fn decode(
     connection: &Connection,
     topics: &mut HashMap<u32, TopicName>,
     row: &Row<'_>,
-) -> rusqlite::Result<Option<LogMessage>> {
+    wanted: Option<Wanted<'_, '_>>,
+) -> rusqlite::Result<Option<Decoded>> {
     let topic_id: u32 = row.get(2)?;
     let Some(topic) = topic_name(connection, topics, topic_id)? else { return Ok(None) };
+    let offset = Offset(schema::unsigned(row.get(0)?));
+    if wanted.is_some_and(|wanted| !wanted(topic_id, &topic)) {
+        return Ok(Some(Decoded::Passed(offset)));
+    }
     let (properties, payload) = (schema::blob(row, 4)?, schema::blob(row, 5)?);
     let Some(message) = schema::message_of(topic, row.get(3)?, properties, payload) else { return Ok(None) };
-    let offset = Offset(schema::unsigned(row.get(0)?));
-    Ok(Some(LogMessage { offset, received_us: row.get(1)?, topic_id, message }))
+    Ok(Some(Decoded::Message(LogMessage { offset, received_us: row.get(1)?, topic_id, message })))
 }
 
 fn topic_name(
@@ -318,6 +363,38 @@ impl Pool {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<DiskReader>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The log during [`super::Log::visit`].
+#[derive(Debug)]
+pub struct LogVisit<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) disk: &'a mut DiskReader,
+}
+
+impl LogVisit<'_> {
+    /// The offset that the next message gets.
+    pub fn head(&self) -> Offset {
+        Offset(self.shared.head())
+    }
+
+    /// As [`LogReader::read`], but from disk come only messages of topics that are `wanted`, by number and name; the others are passed
+    /// without being copied, at most [`PASSED_ROWS_MAX`] of them. So there may be none before the head: reading goes on at
+    /// [`Fetched::next`]. From memory come all.
+    ///
+    /// # Errors
+    /// As [`LogReader::read`].
+    pub fn read(
+        &mut self,
+        from: Offset,
+        limit: FetchLimit,
+        wanted: Option<Wanted<'_, '_>>,
+    ) -> Result<Fetched, ReadError> {
+        if let Some(fetched) = from_memory(self.shared, from, limit)? {
+            return Ok(fetched);
+        }
+        self.disk.read_chosen(from.0, self.shared.head(), limit, wanted)
     }
 }
 

@@ -210,6 +210,35 @@ async fn disk_reads_are_bounded() {
     assert_eq!(count(0, 0), 1);
 }
 
+// What a consumer does not want is passed without being copied, in steps that end; what it wants comes, and a hole is still one.
+#[tokio::test]
+async fn unwanted_topics_are_passed() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(config(dir.path()));
+    let batch = |topic: &'static str, count| (0..count).map(|_| append(topic, "1")).collect();
+    for (topic, count) in [("a", 5_000), ("b", 2), ("a", 1_000)] {
+        log.append(batch(topic, count)).await.unwrap();
+    }
+    let mut disk = reader::DiskReader::open(&log.inner.shared.path).unwrap();
+    let mut wanted = |_: u32, topic: &TopicName| topic.as_str() == "b";
+    let mut read = |from| disk.read_chosen(from, 6_003, FetchLimit::default(), Some(&mut wanted)).unwrap();
+    let passed = read(1);
+    assert_eq!((passed.messages.len(), passed.next), (0, Offset(1 + PASSED_ROWS_MAX as u64)));
+    let found = read(passed.next.0);
+    let offsets: Vec<u64> = found.messages.iter().map(|message| message.offset.0).collect();
+    assert_eq!((offsets, found.next), (vec![5_001, 5_002], Offset(6_003)));
+    let limit = FetchLimit { rows: 1, ..FetchLimit::default() };
+    let visited = log.visit(move |log| log.read(Offset(5_002), limit, None)).await.unwrap();
+    assert_eq!((visited.messages.len(), visited.next), (1, Offset(5_003)));
+    let other = Connection::open(&log.inner.shared.path).unwrap();
+    let number = other.query_row("SELECT number FROM partition", [], |row| row.get(0)).unwrap();
+    other.execute(&format!("DELETE FROM {} WHERE offset=100", schema::partition_table(number)), []).unwrap();
+    let before = disk.read_chosen(1, 6_003, limit, Some(&mut wanted)).unwrap();
+    assert_eq!((before.messages.len(), before.next, before.lost), (0, Offset(100), None));
+    let hole = disk.read_chosen(100, 6_003, limit, Some(&mut wanted)).unwrap();
+    assert_eq!(hole.lost, Some(Gap { from: Offset(100), to: Offset(101), kind: GapKind::Unreadable }));
+}
+
 // A second gateway on one data directory is refused while the first runs, and let in after it closed.
 #[tokio::test]
 async fn one_gateway_at_a_time() {

@@ -87,9 +87,10 @@ const CUT_BYTES_MAX: u64 = 400_000;
 const MORE: usize = 100;
 /// Descriptors and threads that may be more after all cuts than before: a connection that is being made or ended just then.
 const MORE_HELD_MAX: usize = 12;
-/// Attempts to reach a silent server, each a second long, and what they may hold in the end: the last one's.
-const ATTEMPTS: u64 = 8;
-const SOME_HELD_MAX: usize = 5;
+/// Attempts to reach a silent server, each a second long, and what may be held in the end: the last one's, and by then the log's readers
+/// of two lanes.
+const ATTEMPTS: u64 = 12;
+const SOME_HELD_MAX: usize = 9;
 
 fn order(kind: &dyn Kind) -> anyhow::Result<()> {
     let mut stage = Stage::set(kind, Want::default(), "")?;

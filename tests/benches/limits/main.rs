@@ -1,7 +1,7 @@
-//! What the broker takes of its machine, and whether that has an end: memory, connections, TLS handshakes.
+//! What the gateway takes of its machine, and whether that has an end: memory, connections, TLS handshakes, and the time of a start.
 //!
 //! `cargo bench -p millwright-tests --bench limits -- [--only NAME] [--messages 10000000] [--names 100000] [--connections 10000]
-//! [--runs 3] [--quick]`
+//! [--seconds 120] [--runs 3] [--program FILE] [--quick]`
 //!
 //! Each scenario gets a gateway of its own, the program as users run it. A figure that is missed is printed, never an error;
 //! the exit status is 1 only if a scenario does not work. `docs/BENCHMARKS.md` says what each figure means.
@@ -17,6 +17,7 @@ mod publisher;
 #[path = "../table.rs"]
 #[allow(dead_code, reason = "each benchmark uses a part")]
 mod table;
+mod whole;
 
 use std::process::ExitCode;
 
@@ -47,7 +48,13 @@ struct Options {
     /// Connections at a time.
     #[arg(long, default_value_t = 10_000)]
     connections: usize,
-    /// Runs with and without the flood of handshakes; they take turns.
+    /// How long a plant sends to the whole gateway.
+    #[arg(long, default_value_t = 120)]
+    seconds: u64,
+    /// The program of the scenario `whole`, as it is packaged.
+    #[arg(long, default_value = PROGRAM)]
+    program: String,
+    /// Runs with and without the flood of handshakes, which take turns; and starts.
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// Little of everything: shows that the benchmark works, its figures mean nothing.
@@ -58,11 +65,17 @@ struct Options {
     bench: bool,
 }
 
+impl Options {
+    fn is_quick(&self) -> bool {
+        self.quick || cfg!(debug_assertions)
+    }
+}
+
 fn main() -> anyhow::Result<ExitCode> {
     let mut options = Options::parse();
-    if options.quick || cfg!(debug_assertions) {
+    if options.is_quick() {
         println!("Few of everything: the figures mean nothing.\n");
-        options = Options { messages: 20_000, names: 2_000, connections: 200, runs: 1, ..options };
+        options = Options { messages: 20_000, names: 2_000, connections: 200, seconds: 5, runs: 2, ..options };
     }
     raise_file_limit()?;
     println!("{}\nload average at the start: {}\n", process::machine(), process::load_average());
@@ -78,8 +91,12 @@ fn main() -> anyhow::Result<ExitCode> {
 
 type Run = fn(&Options) -> anyhow::Result<Vec<Figure>>;
 
-const SCENARIOS: [(&str, Run); 3] =
-    [("memory", memory::run), ("connections", connections::run), ("handshakes", handshakes::run)];
+const SCENARIOS: [(&str, Run); 4] = [
+    ("memory", memory::run),
+    ("connections", connections::run),
+    ("handshakes", handshakes::run),
+    ("whole", whole::run),
+];
 
 /// A gateway with these settings of `[broker]`, in a folder of its own.
 struct Measured {

@@ -8,7 +8,7 @@ use anyhow::ensure;
 use harness::client::{Connect, connect_body, packet, publish_body};
 
 /// Messages under way.
-const WINDOW: usize = 200;
+pub(crate) const WINDOW: usize = 200;
 const PUBACK_BYTES: usize = 4;
 const CONNACK_BYTES: usize = 4;
 

@@ -16,7 +16,7 @@ use rskafka::client::{Client, ClientBuilder};
 use tokio::runtime::Runtime;
 
 use crate::kind::{Flaw, Kind, Message, Missing, Server, Want};
-use crate::process::{Process, free_address, program};
+use crate::process::{self, Process, free_address, program};
 
 /// Bytes of one answer of a broker, and how long it waits for more, milliseconds.
 const FETCH_BYTES: i32 = 4 << 20;
@@ -103,18 +103,7 @@ impl Kind for Kafka {
 
 /// Python with librdkafka.
 fn python() -> Result<PathBuf, Missing> {
-    let asked = std::env::var_os("MILLWRIGHT_UPSTREAM_PYTHON").map(PathBuf::from);
-    let python = asked.or_else(|| program("python3"));
-    let has_it = |python: &PathBuf| {
-        let output = Command::new(python).args(["-c", "import confluent_kafka"]).output();
-        output.is_ok_and(|output| output.status.success())
-    };
-    python.filter(has_it).ok_or_else(|| Missing {
-        reason: "no Python has the package confluent-kafka".to_owned(),
-        remedy: "python3 -m venv DIR && DIR/bin/pip install -r tests/upstream/requirements.txt, then \
-                 MILLWRIGHT_UPSTREAM_PYTHON=DIR/bin/python3"
-            .to_owned(),
-    })
+    process::python("confluent_kafka", "confluent-kafka")
 }
 
 fn tansu() -> Result<PathBuf, Missing> {

@@ -5,6 +5,7 @@
 //! cursor, [`outbox`] publishes it.
 
 pub mod alarm;
+pub mod backup;
 pub mod casebook;
 pub mod cli;
 pub mod clock;

@@ -91,6 +91,8 @@ pub struct CopiedLog {
     pub id: LogId,
     /// The oldest message that it holds; the head if it holds none.
     pub oldest: Offset,
+    /// The oldest that the log held when the copy was begun; retention has dropped those before [`CopiedLog::oldest`] since.
+    pub oldest_at_begin: Offset,
     /// Behind the newest.
     pub head: Offset,
     /// Messages copied.
@@ -120,8 +122,8 @@ pub struct LogCopy {
     open: Option<(Part, u64)>,
     /// Where the oldest partition begins that is whole in the copy.
     oldest: u64,
+    oldest_at_begin: u64,
     rows: u64,
-    rows_all: u64,
     chunk_rows: u64,
 }
 
@@ -147,7 +149,7 @@ impl LogCopy {
         let begun = copy_small_tables(&connection).map_err(sort)?;
         connection.execute_batch("COMMIT").map_err(sort)?;
         let Some((lineage, parts, head)) = begun else { return Err(CopyError::NotALog { path, found }) };
-        let rows_all = parts.first().map_or(0, |oldest| head.saturating_sub(oldest.first));
+        let oldest_at_begin = parts.first().map_or(head, |oldest| oldest.first);
         Ok(LogCopy {
             connection,
             path,
@@ -157,15 +159,16 @@ impl LogCopy {
             waiting: parts,
             open: None,
             oldest: head,
+            oldest_at_begin,
             rows: 0,
-            rows_all,
             chunk_rows: CHUNK_ROWS,
         })
     }
 
     /// How much of it is done, from 0 to 1.
     pub fn done(&self) -> f64 {
-        if self.rows_all == 0 { 1.0 } else { self.rows as f64 / self.rows_all as f64 }
+        let all = self.head.saturating_sub(self.oldest_at_begin);
+        if all == 0 { 1.0 } else { (self.rows as f64 / all as f64).min(1.0) }
     }
 
     /// Copies some more messages; false when there are none left.
@@ -228,10 +231,8 @@ impl LogCopy {
 
     fn is_dropped(&self, part: Part) -> Result<bool, CopyError> {
         let sql = "SELECT count(*) FROM source.partition WHERE number=?1";
-        let listed: i64 = self
-            .connection
-            .query_row(sql, [part.number], |row| row.get(0))
-            .map_err(|error| sort(&self.path, error))?;
+        let listed: i64 =
+            self.connection.query_row(sql, [part.number], |row| row.get(0)).map_err(|error| sort(&self.path, error))?;
         Ok(listed == 0)
     }
 
@@ -259,7 +260,13 @@ impl LogCopy {
         self.connection.close().map_err(|(_, error)| sort(&self.path, error))?;
         let sync = File::open(&self.target).and_then(|file| file.sync_all());
         sync.map_err(|source| CopyError::Io { path: self.target.clone(), source })?;
-        Ok(CopiedLog { id: self.id, oldest: Offset(self.oldest), head: Offset(self.head), rows: self.rows })
+        Ok(CopiedLog {
+            id: self.id,
+            oldest: Offset(self.oldest),
+            oldest_at_begin: Offset(self.oldest_at_begin),
+            head: Offset(self.head),
+            rows: self.rows,
+        })
     }
 }
 
@@ -271,7 +278,8 @@ fn copy_small_tables(connection: &Connection) -> rusqlite::Result<Option<(Lineag
     )?;
     let names: Vec<String> = select.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
     for name in names {
-        connection.execute_batch(&format!("DELETE FROM main.{name}; INSERT INTO main.{name} SELECT * FROM source.{name}"))?;
+        connection
+            .execute_batch(&format!("DELETE FROM main.{name}; INSERT INTO main.{name} SELECT * FROM source.{name}"))?;
     }
     let mut select = connection.prepare("SELECT number, first_offset FROM source.partition ORDER BY first_offset")?;
     let rows = select.query_map([], |row| Ok((row.get(0)?, schema::unsigned(row.get(1)?))))?;
@@ -344,8 +352,7 @@ pub fn continue_copy(dir: &Path) -> Result<(LogId, LogId), CopyError> {
     let mut connection = Connection::open_with_flags(&path, flags).map_err(sort)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(sort)?;
     let mut id = [0; 16];
-    getrandom::fill(&mut id)
-        .map_err(|error| CopyError::Io { path: path.clone(), source: io::Error::other(error) })?;
+    getrandom::fill(&mut id).map_err(|error| CopyError::Io { path: path.clone(), source: io::Error::other(error) })?;
     let transaction = connection.transaction().map_err(sort)?;
     let Some(lineage) = Lineage::load(&transaction).map_err(sort)? else {
         return Err(CopyError::NotALog { path, found: schema::SCHEMA_VERSION });

@@ -14,6 +14,7 @@ pub mod config;
 pub mod dashboard;
 pub mod demo;
 pub mod descriptors;
+pub mod doctor;
 pub mod export;
 pub mod gateway;
 pub mod historian;

@@ -8,6 +8,7 @@ mod bar;
 mod cert;
 mod check_config;
 mod demo;
+mod doctor;
 mod evaluate;
 mod export;
 mod http;
@@ -53,6 +54,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check a machine and its configuration: one line for each check, and what to do
+    Doctor(doctor::DoctorArguments),
     /// Show what a running gateway does
     Status(status::StatusArguments),
     /// Feed CSV files through a real connection to a gateway started for the purpose
@@ -80,13 +83,15 @@ enum Command {
 pub fn main() -> ExitCode {
     // Wrong use ends here with status 2 and the usage on stderr.
     let arguments = Arguments::parse();
-    use Command::{Backup, Demo, Export, Model, Replay, Restore};
-    let quiet = matches!(&arguments.command, Demo(_) | Replay(_) | Export(_) | Model(_) | Backup(_) | Restore(_));
+    use Command::{Backup, Demo, Doctor, Export, Model, Replay, Restore};
+    let quiet =
+        matches!(&arguments.command, Demo(_) | Replay(_) | Export(_) | Model(_) | Backup(_) | Restore(_) | Doctor(_));
     start_logs(if quiet { "error" } else { "info" });
     let result = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::CheckConfig { file, json } => Ok(check_config::run(&file, json)),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),

@@ -12,7 +12,7 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags, Transaction};
 
 use super::versions::RUNNING;
-use super::{BUSY, SCHEMA_VERSION, StateError, meta, set_meta};
+use super::{BUSY, SCHEMA_VERSION, StateError, WrittenOn, meta, set_meta, written};
 
 /// Pages of one step: 1 MiB.
 const STEP_PAGES: i32 = 256;
@@ -97,7 +97,10 @@ impl Pinned {
             let mut locked = 0;
             loop {
                 match backup.step(STEP_PAGES)? {
-                    StepResult::Done => break,
+                    StepResult::Done => {
+                        tell(1.0);
+                        break;
+                    }
                     StepResult::More => locked = 0,
                     _ if locked < LOCKED_MAX => {
                         locked += 1;
@@ -148,6 +151,8 @@ pub struct StateFacts {
     pub next_event: u64,
     /// SHA-256 of the models that it needs, lower-case hex.
     pub models: Vec<String>,
+    /// How much the gateway wrote on the last day that it ran.
+    pub written: Option<WrittenOn>,
 }
 
 /// The version of the tables that this program knows.
@@ -177,6 +182,7 @@ pub fn facts(dir: &Path) -> Result<StateFacts, StateError> {
         cursor: number("cursor")?,
         next_event: number("next_event")?,
         models,
+        written: written::of(&connection)?,
     })
 }
 

@@ -97,6 +97,20 @@ impl DirLock {
     pub fn take(dir: &Path) -> Result<DirLock, OpenError> {
         Ok(DirLock { _file: lock_dir(dir)? })
     }
+
+    /// Whether a gateway runs on a data directory; `None` if that cannot be told. Makes nothing.
+    pub fn is_held(dir: &Path) -> Option<bool> {
+        match File::open(dir.join(schema::LOCK_NAME)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(false),
+            Err(_) => None,
+            // Others may look at the same time; only a gateway's lock keeps them out.
+            Ok(file) => match file.try_lock_shared() {
+                Ok(()) => Some(false),
+                Err(TryLockError::WouldBlock) => Some(true),
+                Err(TryLockError::Error(_)) => None,
+            },
+        }
+    }
 }
 
 /// Makes the directory if need be and takes the lock that keeps a second gateway out until the file is closed.

@@ -107,9 +107,12 @@ async fn every_log_is_copied_and_nothing_else() {
 #[tokio::test]
 async fn a_locked_directory_is_in_use() {
     let dir = tempfile::tempdir().unwrap();
+    assert_eq!(DirLock::is_held(dir.path()), Some(false));
     let lock = DirLock::take(dir.path()).unwrap();
+    assert_eq!(DirLock::is_held(dir.path()), Some(true));
     assert!(matches!(Log::open(config(dir.path())), Err(OpenError::InUse { .. })));
     drop(lock);
+    assert_eq!(DirLock::is_held(dir.path()), Some(false));
     let log = open(config(dir.path()));
     assert!(matches!(DirLock::take(dir.path()), Err(OpenError::InUse { .. })));
     log.close();

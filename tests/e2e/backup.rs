@@ -116,6 +116,8 @@ fn a_backup_under_load_loses_nothing() {
     let machine = machine();
     let publisher = telemetry(&machine);
     let alert = raise_an_alert(&gateway, &machine, &publisher);
+    let state = gateway.asset("pump-1").unwrap().unwrap();
+    assert!(!state["alert"].is_null(), "{state}");
     let loads = [load("a"), load("b")];
     for load in &loads {
         load.progress.set_gateway(Some(gateway.mqtt));
@@ -158,8 +160,9 @@ fn a_backup_under_load_loses_nothing() {
         }
     }
     let mut gateway = Gateway::start(PROGRAM, dir.path(), CONFIG).unwrap();
-    assert!(samples(&gateway) >= ROWS as u64, "{:?}", gateway.asset("pump-1"));
-    assert_eq!(gateway.asset("pump-1").unwrap().unwrap()["state"], "alarm");
+    wait_for("the machine to be there", || (samples(&gateway) >= ROWS as u64).then_some(()))
+        .unwrap_or_else(|error| panic!("{error}: {:?}\n{}", gateway.status(), gateway.log()));
+    assert_eq!(gateway.asset("pump-1").unwrap().unwrap()["alert"], state["alert"]);
     let found = Http::new(gateway.http).get("/api/v1/alerts").unwrap().json();
     assert_eq!(found["items"][0]["number"], alert["number"], "{found}");
     let http = Http::with_token(gateway.http).unwrap();

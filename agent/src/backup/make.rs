@@ -31,6 +31,8 @@ const ATTEMPTS_MAX: u32 = 3;
 /// Attempts at a cut in which nothing lies between state and log; a checkpoint is written every few seconds. The last one is good too: what
 /// lies between is folded again.
 const CUTS_MAX: u32 = 50;
+/// How much of the processor's time the process gives way to the gateway.
+const NICE: i32 = 10;
 /// Between two of them.
 const CUT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -57,6 +59,8 @@ pub fn make(config: &Config, config_path: &Path, to: &Path, tell: Progress<'_>) 
         return Err(BackupError::write(to, io::Error::from(io::ErrorKind::IsADirectory)));
     }
     let (part, work) = (beside(".part"), beside(".work"));
+    // It may fail: then the gateway has to share the processor.
+    let _ = rustix::process::nice(NICE);
     let making = Making { config, config_path, part: &part, work: &work };
     let made = making.run(tell).and_then(|manifest| {
         let bytes = fs::metadata(&part).map_err(|error| BackupError::read(&part, error))?.len();

@@ -192,7 +192,7 @@ fn beside_a_running_gateway_a_restore_waits_for_its_start() {
     let put_back = restore(dir.path(), &to);
     assert_eq!((&put_back["state"], &put_back["kept"]), (&"waiting".into(), &Value::Null));
     let again = ["restore", "--config", &config_of(dir.path()), "--from", to.to_str().unwrap()];
-    refused(&again, 2, "waits for the gateway to take it already");
+    refused(&again, 2, "for the gateway to take it: start the gateway");
     load.progress.allow(200);
     acknowledged(&load, 200);
     drop(load);

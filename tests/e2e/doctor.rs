@@ -146,6 +146,11 @@ fn each_fault_is_found() {
     fs::set_permissions(&data, Permissions::from_mode(0o777)).unwrap();
     finds("data directory", "fail", "chmod 700");
     fs::set_permissions(&data, Permissions::from_mode(0o700)).unwrap();
+    if !rustix::process::geteuid().is_root() {
+        fs::set_permissions(&data, Permissions::from_mode(0o500)).unwrap();
+        finds("data directory", "fail", "cannot be written by this user");
+        fs::set_permissions(&data, Permissions::from_mode(0o700)).unwrap();
+    }
     // A key of another certificate, and none at all.
     let other = tempfile::tempdir().unwrap();
     with_tls(other.path());

@@ -15,11 +15,11 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use millwright_broker::log::{self, CopiedLog, LogCopy};
+use millwright_broker::log::{self, CopiedLog, DirLock, LogCopy};
 
 use super::archive::{ArchiveReader, ArchiveWriter};
 use super::manifest::{CONFIG, FORMAT, MODELS, Manifest, Schemas, model_of};
-use super::{BackupError, Progress, sync_dir};
+use super::{BackupError, Progress, swap, sync_dir};
 use crate::clock;
 use crate::config::Config;
 use crate::historian::stored as history;
@@ -59,6 +59,11 @@ pub fn make(config: &Config, config_path: &Path, to: &Path, tell: Progress<'_>) 
         return Err(BackupError::write(to, io::Error::from(io::ErrorKind::IsADirectory)));
     }
     let (part, work) = (beside(".part"), beside(".work"));
+    let dir = &config.gateway.data_dir;
+    if swap::is_waiting(dir) && DirLock::is_held(dir) != Some(true) {
+        // A crash may have left the swap half done.
+        return Err(BackupError::Waiting { path: dir.join(swap::STAGED) });
+    }
     // It may fail: then the gateway has to share the processor.
     let _ = rustix::process::nice(NICE);
     let making = Making { config, config_path, part: &part, work: &work };

@@ -111,7 +111,7 @@ pub enum BackupError {
         needed: u64,
     },
     /// A restore waits for the gateway's start.
-    #[error("{} waits for the gateway to take it already: start the gateway anew, or remove that folder first", path.display())]
+    #[error("a backup waits in {} for the gateway to take it: start the gateway (anew) first", path.display())]
     Waiting {
         /// Where.
         path: PathBuf,

@@ -135,6 +135,42 @@ fn a_swap_may_end_at_any_move() {
     }
 }
 
+// While a backup waits and no gateway runs, none is made: what is in place may be half of each.
+#[test]
+fn no_backup_is_made_of_half_a_swap() {
+    let place = Place::new();
+    place.live(2);
+    place.backup().unwrap();
+    place.lay_out(&place.to()).unwrap();
+    let lock = DirLock::take(place.data()).unwrap();
+    let mut moves = 0;
+    let cut = take_stepwise(place.data(), &lock, &mut || {
+        moves += 1;
+        if moves > 3 { Err(io::Error::other("the power is cut")) } else { Ok(()) }
+    });
+    assert!(cut.is_err());
+    drop(lock);
+    assert!(matches!(place.backup(), Err(BackupError::Waiting { .. })));
+    take(place.data(), &DirLock::take(place.data()).unwrap()).unwrap();
+    place.backup().unwrap();
+}
+
+// A backup takes the place of data that nothing can read any more, which are kept as well.
+#[test]
+fn damaged_data_are_replaced_and_kept() {
+    let place = Place::new();
+    place.live(4);
+    place.backup().unwrap();
+    for name in ["log.db", "state.db"] {
+        fs::write(place.data().join(name), "rubbish").unwrap();
+    }
+    place.lay_out(&place.to()).unwrap();
+    let taken = take(place.data(), &DirLock::take(place.data()).unwrap()).unwrap().unwrap();
+    let kept = taken.aside.unwrap();
+    assert_eq!(fs::read_to_string(kept.join("state.db")).unwrap(), "rubbish");
+    assert_eq!(place.found().0, 5);
+}
+
 // A gateway that goes on while a backup waits for its start gives numbers to events; they are not given again.
 #[test]
 fn events_are_numbered_behind_the_last() {

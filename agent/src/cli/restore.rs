@@ -2,6 +2,7 @@
 //!
 //! Owns the words, and who takes the backup: this command if no gateway runs on the data directory, else the gateway at its next start.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -101,7 +102,7 @@ fn text(laid: &Laid, taken: Option<&Taken>, dir: &Path, arguments: &RestoreArgum
     match taken {
         None => text.push_str(&format!(
             "a gateway is running on {}: the backup waits in {} and is taken when the gateway starts anew. Until then everything goes on \
-             as before; remove that folder if you change your mind\n",
+             as before; if you change your mind, remove that folder while it still runs\n",
             dir.display(),
             dir.join(STAGED).display()
         )),
@@ -114,6 +115,13 @@ fn text(laid: &Laid, taken: Option<&Taken>, dir: &Path, arguments: &RestoreArgum
                 ));
             }
         }
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root && std::fs::metadata(dir).is_ok_and(|found| found.uid() == 0) {
+        let dir = dir.display();
+        text.push_str(&format!(
+            "note: all of it belongs to root; `chown -R USER {dir}` if the gateway runs as another user\n"
+        ));
     }
     if laid.other_config {
         text.push_str(&format!(

@@ -154,6 +154,9 @@ fn short(log: LogId) -> String {
 
 #[cfg(test)]
 mod tests {
+    use millwright_broker::log::{Append, Log, LogConfig, LogCopy, continue_copy};
+    use millwright_broker::message::{Message, QoS};
+
     use super::*;
 
     // Identifiers name the gateway, the log and the offset.
@@ -162,6 +165,33 @@ mod tests {
         let origin = Origin::new(&GatewayId::parse("gw-1").unwrap(), &Lineage::of(LogId([0xab; 16])));
         assert_eq!(origin.id(Offset(7)), "gw-1/abababab/7");
         assert_eq!(origin.part(Offset(7), "pump"), "gw-1/abababab/7/pump");
+    }
+
+    // After a backup was restored, a message from before it keeps its identifier, and none is given a second time.
+    #[test]
+    fn a_restored_log_gives_no_identifier_twice() {
+        let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let open = |dir: &std::path::Path| Log::open(LogConfig::new(dir)).unwrap().log;
+        let gateway = GatewayId::parse("gw-1").unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let append = |log: &Log| {
+            let topic = TopicName::parse("a").unwrap();
+            let (payload, properties) = (Bytes::from_static(b"x"), Bytes::new());
+            let message = Message { topic, payload, properties, qos: QoS::AtLeastOnce, retain: false, origin: 0 };
+            runtime.block_on(log.append(vec![Append { message, log: true, received_us: 1 }])).unwrap()
+        };
+        let log = open(dir.path());
+        let before = append(&log);
+        let mut copy = LogCopy::begin(dir.path(), &to.path().join("log.db")).unwrap();
+        while copy.step().unwrap() {}
+        copy.finish().unwrap();
+        continue_copy(to.path()).unwrap();
+        let restored = open(to.path());
+        let (after, after_restored) = (append(&log), append(&restored));
+        assert_eq!(after, after_restored, "the same offset is given again");
+        let (was, is) = (Origin::new(&gateway, log.lineage()), Origin::new(&gateway, restored.lineage()));
+        assert_eq!(was.id(before), is.id(before));
+        assert_ne!(was.id(after), is.id(after));
     }
 
     // A topic becomes levels between dots, whatever it contains.

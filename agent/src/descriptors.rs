@@ -44,9 +44,14 @@ pub fn fit(limits: Limits) -> Limits {
         "{room} clients at a time instead of {}: the limit of file descriptors allows no more; raise it (`ulimit -n`, \
          LimitNOFILE= in the systemd unit) to {}, or lower max_connections in [broker]",
         limits.connections_max,
-        limits.connections_max.saturating_add(HTTP_CONNECTIONS_MAX + RESERVE)
+        needed(limits.connections_max)
     );
     Limits { connections_max: room, ..limits }
+}
+
+/// Descriptors that so many MQTT connections need, with HTTP and files.
+pub fn needed(connections_max: usize) -> usize {
+    connections_max.saturating_add(HTTP_CONNECTIONS_MAX + RESERVE)
 }
 
 /// HTTP connections that the descriptors are enough for.

@@ -1,6 +1,6 @@
 //! The gateway as a whole: the order in which its parts start and stop.
 //!
-//! Start: log, `state.db`, models, historian, pipeline, upstreams, outbox, broker, HTTP, model updates. Clients are let in when
+//! Start: a backup that waits to be taken, log, `state.db`, models, historian, pipeline, upstreams, outbox, broker, HTTP, model updates. Clients are let in when
 //! everything behind them works. Stop, in this order: the broker stops accepting and closes its sessions; model updates;
 //! the pipeline folds what is left and writes its last checkpoint; the historian; the outbox publishes it; upstreams end what is under way; HTTP; the
 //! log commits and closes. Never does the work of a part.
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millwright_broker::log::{self, CursorError, Log, LogConfig, OpenError, WhenFull};
+use millwright_broker::log::{self, CursorError, DirLock, Log, LogConfig, OpenError, WhenFull};
 use millwright_broker::message::{Message, QoS};
 use millwright_broker::topic::TopicName;
 use millwright_broker::{
@@ -23,7 +23,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::alarm::AlarmSettings;
+use crate::backup::{BackupError, swap};
 use crate::casebook::Casebook;
+use crate::clock;
 use crate::conditions::watch::{self as conditions, Condensed, WatchParts};
 use crate::config::{self, Config};
 use crate::dashboard::api::{ApiParts, Workshop};
@@ -59,6 +61,9 @@ pub enum StartError {
     /// `log.db`.
     #[error(transparent)]
     Log(#[from] OpenError),
+    /// A backup that waits to be taken.
+    #[error(transparent)]
+    Restore(#[from] BackupError),
     /// The inference cursor.
     #[error(transparent)]
     Cursor(#[from] CursorError),
@@ -100,6 +105,7 @@ impl Gateway {
     /// # Errors
     /// Each names what is wrong and what to do; parts that were started are stopped.
     pub async fn start(config: &Config) -> Result<Gateway, StartError> {
+        take_restore(&config.gateway.data_dir)?;
         // The log first: its lock keeps a second gateway away from everything in the directory.
         let opened = Log::open(log_config(config))?;
         warn_set_aside(opened.set_aside.as_deref());
@@ -368,6 +374,20 @@ async fn restore_pipeline(
         Ok(restore::restore(settings, saved, &models_dir, &limits, &source_configs, &log)?)
     };
     Ok(tokio::task::spawn_blocking(work).await.map_err(anyhow::Error::from)??)
+}
+
+/// Puts a backup in place that was restored while the gateway ran.
+fn take_restore(dir: &Path) -> Result<(), StartError> {
+    if !swap::is_waiting(dir) {
+        return Ok(());
+    }
+    let lock = DirLock::take(dir)?;
+    if let Some(taken) = swap::take(dir, &lock)? {
+        let made = clock::rfc3339(taken.manifest.made_us);
+        let kept = taken.aside.map_or("there were none".to_owned(), |aside| aside.display().to_string());
+        tracing::warn!(made, kept, "a backup takes the place of the data, which are kept");
+    }
+    Ok(())
 }
 
 fn warn_set_aside(path: Option<&Path>) {

@@ -5,6 +5,7 @@
 //! cursor, [`outbox`] publishes it.
 
 pub mod alarm;
+pub mod backup;
 pub mod casebook;
 pub mod cli;
 pub mod clock;
@@ -13,6 +14,7 @@ pub mod config;
 pub mod dashboard;
 pub mod demo;
 pub mod descriptors;
+pub mod doctor;
 pub mod export;
 pub mod gateway;
 pub mod historian;

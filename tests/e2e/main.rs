@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod api;
+mod backup;
 mod commands;
 mod crash;
 mod delivery;
+mod doctor;
 mod door;
 mod export;
 mod full;

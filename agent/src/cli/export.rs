@@ -1,18 +1,18 @@
 //! `millwright export`: what a gateway has recorded, as a CSV or Parquet file for other programs.
 //!
-//! Owns the file and the bar of progress. A file gets its name when it is whole: until then it is `FILE.part`, which is removed when the export
+//! Owns the file. A file gets its name when it is whole: until then it is `FILE.part`, which is removed when the export
 //! fails; one that is killed leaves it behind, and the next export to the same name begins it anew. Never touches what it reads.
 
 use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{ArgGroup, Args};
 use serde::Serialize;
 
+use super::bar::Bar;
 use super::{Failure, output};
 use crate::clock;
 use crate::config::{Config, SourceConfig};
@@ -24,10 +24,6 @@ use crate::ids::{AssetId, ChannelName};
 
 /// What is gathered before it goes to the file.
 const BUFFER_BYTES: usize = 256 * 1024;
-/// How often the bar is drawn.
-const DRAWN_EVERY: Duration = Duration::from_millis(100);
-/// Characters of the bar.
-const BAR_WIDTH: usize = 30;
 
 /// Arguments of `export`.
 #[derive(Debug, Args)]
@@ -98,9 +94,9 @@ pub(super) fn run(arguments: ExportArguments) -> Result<ExitCode, Failure> {
         format: arguments.format.unwrap_or_else(|| format_of(&arguments.out)),
     };
     let mut bar = Bar::new();
-    let plan =
-        Plan::make(place, request, &mut |done| bar.draw(done)).map_err(|error| bar.failure(error, &arguments.out))?;
-    let (bytes, told) = write(plan, &arguments.out, &mut bar).map_err(|error| bar.failure(error, &arguments.out))?;
+    let plan = Plan::make(place, request, &mut |done| bar.draw(done));
+    let written = plan.and_then(|plan| write(plan, &arguments.out, &mut bar));
+    let (bytes, told) = written.map_err(|error| failure(error, &arguments.out, &mut bar))?;
     bar.clear();
     if arguments.json {
         output::print_json(&Summary { file: &arguments.out, bytes, told: &told })?;
@@ -190,41 +186,14 @@ impl<W: Write> Write for Counted<W> {
     }
 }
 
-/// The bar of progress: on stderr, where a person watches it.
-struct Bar {
-    shown: bool,
-    began: Instant,
-    drawn: Option<Instant>,
-}
-
-impl Bar {
-    fn new() -> Bar {
-        Bar { shown: io::stderr().is_terminal(), began: Instant::now(), drawn: None }
-    }
-
-    fn draw(&mut self, done: f64) -> bool {
-        if self.shown && self.drawn.is_none_or(|drawn| drawn.elapsed() >= DRAWN_EVERY) {
-            self.drawn = Some(Instant::now());
-            eprint!("\r{}", line(done, self.began.elapsed()));
-        }
-        true
-    }
-
-    fn clear(&mut self) {
-        if self.drawn.take().is_some() {
-            eprint!("\r\x1b[K");
-        }
-    }
-
-    fn failure(&mut self, error: ExportError, out: &Path) -> Failure {
-        self.clear();
-        match error.fault() {
-            Fault::Words | Fault::Missing => Failure::wrong_use(error),
-            Fault::Files => match error {
-                ExportError::Write(error) => Failure::from(cannot_write(error, out)),
-                error => Failure::from(error),
-            },
-        }
+fn failure(error: ExportError, out: &Path, bar: &mut Bar) -> Failure {
+    bar.clear();
+    match error.fault() {
+        Fault::Words | Fault::Missing => Failure::wrong_use(error),
+        Fault::Files => match error {
+            ExportError::Write(error) => Failure::from(cannot_write(error, out)),
+            error => Failure::from(error),
+        },
     }
 }
 
@@ -241,17 +210,6 @@ fn cannot_write(error: io::Error, out: &Path) -> anyhow::Error {
         .with_context(|| format!("cannot write to {where_to}{remedy}"))
         .err()
         .unwrap_or_else(|| anyhow::anyhow!("cannot write"))
-}
-
-/// The bar as it is drawn.
-fn line(done: f64, took: Duration) -> String {
-    let done = done.clamp(0.0, 1.0);
-    let full = (done * BAR_WIDTH as f64) as usize;
-    let left = match done > 0.02 {
-        true => format!("{} s left", (took.as_secs_f64() * (1.0 - done) / done).ceil()),
-        false => String::new(),
-    };
-    format!("{}{} {:3.0} %  {left}\x1b[K", "█".repeat(full), "░".repeat(BAR_WIDTH - full), done * 100.0)
 }
 
 fn text(told: &Told, file: Option<(&PathBuf, u64)>) -> String {
@@ -278,20 +236,6 @@ fn text(told: &Told, file: Option<(&PathBuf, u64)>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    // The bar is always as wide, says how much is done, and how long it takes once that can be known.
-    #[test]
-    fn the_bar_tells_how_much_is_done() {
-        let begun = line(0.0, Duration::from_secs(3));
-        assert!(
-            begun.starts_with(&"░".repeat(BAR_WIDTH)) && begun.contains("  0 %") && !begun.contains("left"),
-            "{begun}"
-        );
-        let half = line(0.5, Duration::from_secs(10));
-        assert!(half.starts_with(&"█".repeat(BAR_WIDTH / 2)) && half.contains(" 50 %  10 s left"), "{half}");
-        let more = line(1.5, Duration::from_secs(10));
-        assert!(more.starts_with(&"█".repeat(BAR_WIDTH)) && more.contains("100 %"), "{more}");
-    }
 
     // A file's name decides the format where none is named.
     #[test]

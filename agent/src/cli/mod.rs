@@ -3,9 +3,12 @@
 //! Owns the arguments and the exit status: 0 fine, 1 failed, 2 wrong use or configuration. Answers go to stdout, logs
 //! and errors to stderr. Never does the work itself.
 
+mod backup;
+mod bar;
 mod cert;
 mod check_config;
 mod demo;
+mod doctor;
 mod evaluate;
 mod export;
 mod http;
@@ -13,6 +16,7 @@ mod model;
 pub(crate) mod output;
 mod passwd;
 mod replay;
+mod restore;
 mod run;
 mod status;
 
@@ -50,6 +54,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check a machine and its configuration: one line for each check, and what to do
+    Doctor(doctor::DoctorArguments),
     /// Show what a running gateway does
     Status(status::StatusArguments),
     /// Feed CSV files through a real connection to a gateway started for the purpose
@@ -58,6 +64,10 @@ enum Command {
     Evaluate(evaluate::EvaluateArguments),
     /// Write what a gateway has recorded to a file for other programs: readings, alerts, feedback
     Export(export::ExportArguments),
+    /// Copy a gateway's data into one file, while it runs
+    Backup(backup::BackupArguments),
+    /// Put a backup in the place of a gateway's data
+    Restore(restore::RestoreArguments),
     /// Work with models
     Model(model::ModelArguments),
     /// Load and watch models for a gateway, which starts it; not for use by hand
@@ -73,17 +83,21 @@ enum Command {
 pub fn main() -> ExitCode {
     // Wrong use ends here with status 2 and the usage on stderr.
     let arguments = Arguments::parse();
+    use Command::{Backup, Demo, Doctor, Export, Model, Replay, Restore};
     let quiet =
-        matches!(&arguments.command, Command::Demo(_) | Command::Replay(_) | Command::Export(_) | Command::Model(_));
+        matches!(&arguments.command, Demo(_) | Replay(_) | Export(_) | Model(_) | Backup(_) | Restore(_) | Doctor(_));
     start_logs(if quiet { "error" } else { "info" });
     let result = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::CheckConfig { file, json } => Ok(check_config::run(&file, json)),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
         Command::Export(arguments) => export::run(arguments),
+        Command::Backup(arguments) => backup::run(&arguments),
+        Command::Restore(arguments) => restore::run(&arguments),
         Command::Model(arguments) => model::run(&arguments),
         Command::Worker => crate::models::worker::serve::serve(std::io::stdin().lock(), std::io::stdout().lock())
             .map(|()| ExitCode::SUCCESS)

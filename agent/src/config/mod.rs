@@ -6,6 +6,7 @@
 //! most [`CONFIG_BYTES_MAX`] bytes.
 
 mod broker;
+pub mod files;
 mod http;
 mod mistake;
 mod reader;

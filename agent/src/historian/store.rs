@@ -78,6 +78,12 @@ pub(super) fn path_in(dir: &Path) -> PathBuf {
     dir.join("history.db")
 }
 
+pub(super) fn schema_of(dir: &Path) -> Result<(i64, i64), StoreError> {
+    let reader = StoreReader::open(dir)?;
+    let found = reader.connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    Ok((found, SCHEMA_VERSION))
+}
+
 impl Store {
     pub(super) fn open(dir: &Path, quota_bytes: u64) -> Result<Store, StoreError> {
         let connection = Connection::open(path_in(dir))?;

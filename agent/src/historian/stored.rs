@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::chunk::{Chunk, Slot, Sums, Tier};
 use super::recorder::{Recorded, Stat};
@@ -57,6 +57,19 @@ impl AssetHistory {
     pub fn channels(&self) -> &[String] {
         &self.named.channels
     }
+}
+
+/// Where `history.db` is in a data directory.
+pub fn path_in(dir: &Path) -> PathBuf {
+    store::path_in(dir)
+}
+
+/// The version of the tables of the `history.db` of `dir`, and the one that this program knows.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn schema_of(dir: &Path) -> Result<(i64, i64), StoreError> {
+    store::schema_of(dir)
 }
 
 /// The length of the buckets that points of `step_us` are made of; `None` if no buckets make such points.

@@ -2,12 +2,13 @@
 //!
 //! Owns the inference cursor, every asset's saved state, the rows being learned from and the installed models, (`outbox`) messages not
 //! yet published, ([`versions`]) what became of each pushed model, (`cases`) the casebook of alerts, (`recorded`) buckets for the charts
-//! of the past until the historian has them, and (`written`) how much was written today; [`stored`] reads it for others.
+//! of the past until the historian has them, and (`written`) how much was written today; [`stored`] reads it for others, [`copy`] copies it.
 //! A checkpoint is ONE
 //! transaction: what was derived from the log and how far the log was read are never apart. Never holds telemetry
 //! beyond the rows a commissioning still needs and the last minutes for the historian.
 
 mod cases;
+pub mod copy;
 mod outbox;
 mod recorded;
 pub mod stored;

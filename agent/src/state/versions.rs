@@ -21,7 +21,7 @@ const VERSIONS_MAX: i64 = 16;
 const REJECTED_MAX: i64 = 1_000;
 
 /// Set while the gateway runs: found at a start, the last one did not end well.
-const RUNNING: &str = "running";
+pub(super) const RUNNING: &str = "running";
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS model_version (name TEXT NOT NULL, sha256 TEXT NOT NULL, version INTEGER NOT NULL,

@@ -3,6 +3,8 @@
 //! Owns the rows `written_day` and `written_bytes` of `meta`: one page of one commit each time, so that keeping them wears little.
 //! Never counts; the conditions do. A file from before there were any says nothing, and a program that knows none leaves them alone.
 
+use rusqlite::Connection;
+
 use super::{State, StateError, meta, set_meta};
 
 const DAY: &str = "written_day";
@@ -17,15 +19,18 @@ pub struct WrittenOn {
     pub bytes: u64,
 }
 
+pub(super) fn of(connection: &Connection) -> Result<Option<WrittenOn>, rusqlite::Error> {
+    let (day, bytes) = (meta(connection, DAY)?, meta::<i64>(connection, BYTES)?);
+    Ok(day.zip(bytes).map(|(day, bytes)| WrittenOn { day, bytes: u64::try_from(bytes).unwrap_or(0) }))
+}
+
 impl State {
     /// The last day that was stored.
     ///
     /// # Errors
     /// SQLite fails.
     pub fn written(&self) -> Result<Option<WrittenOn>, StateError> {
-        let connection = self.reader();
-        let (day, bytes) = (meta(&connection, DAY)?, meta::<i64>(&connection, BYTES)?);
-        Ok(day.zip(bytes).map(|(day, bytes)| WrittenOn { day, bytes: u64::try_from(bytes).unwrap_or(0) }))
+        Ok(of(&self.reader())?)
     }
 
     /// Stores a day in the place of the last.

@@ -183,7 +183,7 @@ fn cursor_names(config: &UpstreamConfig) -> Vec<String> {
 }
 
 fn courier(parts: &UpstreamParts, config: &UpstreamConfig, stop: watch::Receiver<bool>) -> anyhow::Result<Courier> {
-    let origin = Origin::new(&parts.gateway, parts.log.id());
+    let origin = Origin::new(&parts.gateway, parts.log.lineage());
     let lane = |name: String, contents: Contents| -> anyhow::Result<Lane> {
         let is_new = !parts.log.stats().cursors.iter().any(|cursor| cursor.name == name);
         let cursor = parts.log.cursor(&name)?;

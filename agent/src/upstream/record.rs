@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millwright_broker::log::{LogId, Offset};
+use millwright_broker::log::{Lineage, LogId, Offset};
 use millwright_broker::topic::TopicName;
 
 use crate::ids::GatewayId;
@@ -117,43 +117,81 @@ pub mod header {
     pub const ENCODING: &str = "content-encoding";
 }
 
-/// Where identifiers begin: the gateway and its log. A log that was begun anew counts from 1 again, so it is named too.
+/// Where identifiers begin: the gateway and its log. A log that was begun anew counts from 1 again, and one that was restored from a
+/// backup counts on from there, so it is named too; messages from before the backup keep the name that they had.
 #[derive(Debug, Clone)]
-pub(super) struct Origin(Arc<str>);
+pub(super) struct Origin {
+    gateway: Arc<str>,
+    lineage: Arc<Lineage>,
+}
 
 impl Origin {
-    /// Of a gateway and its log, whose first eight digits do.
-    pub(super) fn new(gateway: &GatewayId, log: LogId) -> Origin {
-        let log = log.to_string();
-        Origin(format!("{gateway}/{}", log.get(..8).unwrap_or(&log)).into())
+    /// Of a gateway and its log.
+    pub(super) fn new(gateway: &GatewayId, lineage: &Lineage) -> Origin {
+        Origin { gateway: gateway.as_str().into(), lineage: Arc::new(lineage.clone()) }
     }
 
     /// The identifier of a message of the log.
     pub(super) fn id(&self, offset: Offset) -> String {
-        format!("{}/{offset}", self.0)
+        format!("{}/{}/{offset}", self.gateway, short(self.lineage.at(offset)))
     }
 
     /// The identifier of one of several messages made at an offset.
     pub(super) fn part(&self, offset: Offset, part: &str) -> String {
-        format!("{}/{offset}/{part}", self.0)
+        format!("{}/{part}", self.id(offset))
     }
 
     /// The identifier of a message that is in no log: the newest of its topic, from a time.
     pub(super) fn newest(&self, topic: &str, time_us: i64) -> String {
-        format!("{}/{topic}/{time_us}", self.0)
+        format!("{}/{}/{topic}/{time_us}", self.gateway, short(self.lineage.current()))
     }
+}
+
+/// The first eight digits of a log's id do.
+fn short(log: LogId) -> String {
+    log.0.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use millwright_broker::log::{Append, Log, LogConfig, LogCopy, continue_copy};
+    use millwright_broker::message::{Message, QoS};
+
     use super::*;
 
     // Identifiers name the gateway, the log and the offset.
     #[test]
     fn identifiers_name_where_a_message_is_from() {
-        let origin = Origin::new(&GatewayId::parse("gw-1").unwrap(), LogId([0xab; 16]));
+        let origin = Origin::new(&GatewayId::parse("gw-1").unwrap(), &Lineage::of(LogId([0xab; 16])));
         assert_eq!(origin.id(Offset(7)), "gw-1/abababab/7");
         assert_eq!(origin.part(Offset(7), "pump"), "gw-1/abababab/7/pump");
+    }
+
+    // After a backup was restored, a message from before it keeps its identifier, and none is given a second time.
+    #[test]
+    fn a_restored_log_gives_no_identifier_twice() {
+        let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let open = |dir: &std::path::Path| Log::open(LogConfig::new(dir)).unwrap().log;
+        let gateway = GatewayId::parse("gw-1").unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let append = |log: &Log| {
+            let topic = TopicName::parse("a").unwrap();
+            let (payload, properties) = (Bytes::from_static(b"x"), Bytes::new());
+            let message = Message { topic, payload, properties, qos: QoS::AtLeastOnce, retain: false, origin: 0 };
+            runtime.block_on(log.append(vec![Append { message, log: true, received_us: 1 }])).unwrap()
+        };
+        let log = open(dir.path());
+        let before = append(&log);
+        let mut copy = LogCopy::begin(dir.path(), &to.path().join("log.db")).unwrap();
+        while copy.step().unwrap() {}
+        copy.finish().unwrap();
+        continue_copy(to.path()).unwrap();
+        let restored = open(to.path());
+        let (after, after_restored) = (append(&log), append(&restored));
+        assert_eq!(after, after_restored, "the same offset is given again");
+        let (was, is) = (Origin::new(&gateway, log.lineage()), Origin::new(&gateway, restored.lineage()));
+        assert_eq!(was.id(before), is.id(before));
+        assert_ne!(was.id(after), is.id(after));
     }
 
     // A topic becomes levels between dots, whatever it contains.

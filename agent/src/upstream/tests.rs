@@ -47,7 +47,7 @@ async fn append(log: &Log, received_us: i64, topic: &str, payload: &str) {
 }
 
 fn origin(log: &Log) -> Origin {
-    Origin::new(&GatewayId::parse("gw").unwrap(), log.id())
+    Origin::new(&GatewayId::parse("gw").unwrap(), log.lineage())
 }
 
 fn lane(log: &Log, config: &UpstreamConfig, contents: Contents) -> Lane {

@@ -22,7 +22,7 @@
 //! | `incoming` | `session`, `packet_id` | QoS 2 identifiers between PUBLISH and PUBREL |
 //! | `will` | `session`, `delay_s`, `due_us`, `topic`, `flags`, `properties`, `payload` | their wills; `due_us` is NULL while the client is connected |
 //! | `gap` | `id`, `from_offset`, `to_offset`, `rows`, `bytes`, `at_us`, `cursors` | what was dropped before the named cursors had passed it; `to_offset` is behind the last |
-//! | `meta` | `key`, `value` | `log_id`; `next_offset`, `next_partition`, `next_topic`: lower bounds that survive dropping |
+//! | `meta` | `key`, `value` | `log_id`; `log_ids_before`, see [`Lineage`]; `next_offset`, `next_partition`, `next_topic`: lower bounds that survive dropping |
 //!
 //! `flags` holds the QoS in bits 0–1, retain in bit 2 and the publishing session's number from bit 8 on. `properties` is
 //! NULL when empty. Times are microseconds since 1970 UTC. `application_id` is `MWLG`, `user_version` the schema's
@@ -57,9 +57,11 @@
 //! [`Limits`] lists them all, with the arithmetic.
 
 mod admit;
+mod copy;
 mod cursor;
 mod error;
 mod limits;
+mod lineage;
 mod open;
 mod partition;
 mod reader;
@@ -92,12 +94,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::message::Message;
 use crate::retained::Retained;
 use admit::{Entry, Job, SessionJob};
+pub use copy::{CopiedLog, CopyError, LogCopy, continue_copy, schema_of};
 pub use cursor::Cursor;
 pub use error::{AppendError, CursorError, FullReason, NotQueued, OpenError, QueueFull, ReadError};
 pub use limits::{
     BATCH_ROWS_MAX, CURSOR_NAME_BYTES_MAX, FETCH_ROWS_MAX, GAP_ROWS_MAX, Limits, MESSAGE_OVERHEAD_BYTES, PAGE_BYTES,
     PASSED_ROWS_MAX, POOL_READERS_MAX, QUOTA_BYTES_MIN,
 };
+pub use lineage::Lineage;
+pub use open::DirLock;
 pub use reader::{LogReader, LogVisit, Wanted};
 pub(crate) use session_book::{Due, SessionBook, SessionCursor};
 use sessions::{SessionId, SessionUpdate, StoredSession};
@@ -307,7 +312,12 @@ impl Log {
 
     /// Which log this is.
     pub fn id(&self) -> LogId {
-        self.inner.shared.id
+        self.inner.shared.lineage.current()
+    }
+
+    /// Which log gave a message its offset: this one, or one that it continues since a copy of it was restored.
+    pub fn lineage(&self) -> &Lineage {
+        &self.inner.shared.lineage
     }
 
     /// Appends a batch in order, all of it or none; resolves after the commit that holds it, with the offset of its

@@ -16,11 +16,12 @@ use super::admit::{Admission, RetainedBook};
 use super::cursor::Cursors;
 use super::error::OpenError;
 use super::limits::{Budget, QUICK_CHECK_BYTES_MAX};
+use super::lineage::Lineage;
 use super::reader::is_damage;
 use super::session_book::SessionBook;
 use super::shared::{Kept, Shared};
 use super::store::Store;
-use super::{LogConfig, LogId, Offset, schema, sessions};
+use super::{LogConfig, Offset, schema, sessions};
 use crate::clock;
 use crate::retained::{Retained, RetainedMessage};
 use crate::topic::TopicName;
@@ -57,7 +58,7 @@ pub(crate) fn open(mut config: LogConfig) -> Result<Parts, OpenError> {
         }
         other => other,
     };
-    let Loaded { store, id, head, oldest, cursors, retained, sessions, lost } =
+    let Loaded { store, lineage, head, oldest, cursors, retained, sessions, lost } =
         loaded.map_err(|attempt| match attempt {
             Attempt::Refused(error) => error,
             // A database that was just created cannot be read back: the disk itself is at fault.
@@ -76,10 +77,40 @@ pub(crate) fn open(mut config: LogConfig) -> Result<Parts, OpenError> {
     let retained = Retained::new(retained, limits.retained_count_max, limits.retained_bytes_max);
     let cursors = Cursors::new(cursors, head);
     let sessions = SessionBook::new(sessions, config.limits.sessions_max, budget.session_bytes_max);
-    let shared = Shared::new(config, budget, id, path, (oldest, head), Kept { cursors, sessions, retained });
+    let shared = Shared::new(config, budget, lineage, path, (oldest, head), Kept { cursors, sessions, retained });
     shared.counters.lost_rows.store(lost.0, std::sync::atomic::Ordering::Relaxed);
     shared.counters.lost_bytes.store(lost.1, std::sync::atomic::Ordering::Relaxed);
     Ok(Parts { shared: Arc::new(shared), store, admission, lock, set_aside })
+}
+
+/// Keeps every gateway away from a data directory until it is dropped; [`super::Log::open`] takes it for itself.
+#[derive(Debug)]
+pub struct DirLock {
+    _file: File,
+}
+
+impl DirLock {
+    /// Takes the lock; the directory is made if it is missing.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`] while a gateway runs on it; the directory cannot be made or written.
+    pub fn take(dir: &Path) -> Result<DirLock, OpenError> {
+        Ok(DirLock { _file: lock_dir(dir)? })
+    }
+
+    /// Whether a gateway runs on a data directory; `None` if that cannot be told. Makes nothing.
+    pub fn is_held(dir: &Path) -> Option<bool> {
+        match File::open(dir.join(schema::LOCK_NAME)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(false),
+            Err(_) => None,
+            // Others may look at the same time; only a gateway's lock keeps them out.
+            Ok(file) => match file.try_lock_shared() {
+                Ok(()) => Some(false),
+                Err(TryLockError::WouldBlock) => Some(true),
+                Err(TryLockError::Error(_)) => None,
+            },
+        }
+    }
 }
 
 /// Makes the directory if need be and takes the lock that keeps a second gateway out until the file is closed.
@@ -122,7 +153,7 @@ fn sync_found(connection: &Connection) -> rusqlite::Result<()> {
 
 struct Loaded {
     store: Store,
-    id: LogId,
+    lineage: Lineage,
     head: u64,
     oldest: u64,
     cursors: Vec<(String, u64)>,
@@ -149,7 +180,7 @@ fn load(path: &Path, config: &LogConfig, budget: &Budget) -> Result<Loaded, Atte
     sync_found(&connection).map_err(refused)?;
     schema::upgrade(&connection).map_err(refused)?;
     sessions::end_connections(&connection, clock::now_us()).map_err(refused)?;
-    let id = log_id(&connection).map_err(refused)?.ok_or(Attempt::Corrupt)?;
+    let lineage = Lineage::load(&connection).map_err(refused)?.ok_or(Attempt::Corrupt)?;
     let sessions = sessions::list(&connection).map_err(refused)?;
     let cursors = load_cursors(&connection).map_err(refused)?;
     let retained = load_retained(&connection).map_err(refused)?;
@@ -161,7 +192,7 @@ fn load(path: &Path, config: &LogConfig, budget: &Budget) -> Result<Loaded, Atte
     let loaded = Store::load(connection, path.to_owned(), budget.clone(), &config.limits);
     let (store, head) = loaded.map_err(refused)?;
     let oldest = store.partitions.oldest().map_or(head, |oldest| oldest.first);
-    Ok(Loaded { store, id, head, oldest, cursors, retained, sessions, lost })
+    Ok(Loaded { store, lineage, head, oldest, cursors, retained, sessions, lost })
 }
 
 /// Looks at what is there without changing it. Gives whether it is a log; nothing, or an empty database, is not yet.
@@ -229,12 +260,6 @@ fn sort(path: &Path, source: rusqlite::Error) -> Attempt {
         }
         _ => OpenError::Sqlite { path, source },
     })
-}
-
-fn log_id(connection: &Connection) -> rusqlite::Result<Option<LogId>> {
-    let id: Option<Vec<u8>> =
-        connection.query_row("SELECT value FROM meta WHERE key='log_id'", [], |row| row.get(0)).optional()?;
-    Ok(id.and_then(|id| id.try_into().ok()).map(LogId))
 }
 
 fn load_cursors(connection: &Connection) -> rusqlite::Result<Vec<(String, u64)>> {

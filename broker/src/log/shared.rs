@@ -11,10 +11,11 @@ use tokio::sync::{Semaphore, watch};
 use super::cursor::Cursors;
 use super::error::FullReason;
 use super::limits::{Budget, FRAME_BYTES, PAGE_BYTES};
+use super::lineage::Lineage;
 use super::session_book::SessionBook;
 use super::stats::{Counters, LogStats};
 use super::tail::Tail;
-use super::{LogConfig, LogId, Offset};
+use super::{LogConfig, Offset};
 use crate::retained::Retained;
 
 /// The state of one log.
@@ -22,7 +23,7 @@ use crate::retained::Retained;
 pub(crate) struct Shared {
     pub(crate) config: LogConfig,
     pub(crate) budget: Budget,
-    pub(crate) id: LogId,
+    pub(crate) lineage: Lineage,
     pub(crate) path: PathBuf,
     /// The offset that the next message gets; stored under the tail's lock.
     head: AtomicU64,
@@ -61,7 +62,7 @@ impl Shared {
     pub(crate) fn new(
         config: LogConfig,
         budget: Budget,
-        id: LogId,
+        lineage: Lineage,
         path: PathBuf,
         (oldest, head): (u64, u64),
         Kept { cursors, sessions, retained }: Kept,
@@ -70,7 +71,7 @@ impl Shared {
         let queue_bytes = Semaphore::new(config.limits.queue_bytes_max);
         Shared {
             budget,
-            id,
+            lineage,
             path,
             head: AtomicU64::new(head),
             head_watch: watch::Sender::new(Offset(head)),
@@ -186,7 +187,7 @@ impl Shared {
         let failing = !matches!(full, None | Some(FullReason::Cursor { .. }));
         let queue_bytes_max = self.config.limits.queue_bytes_max as u64;
         LogStats {
-            id: self.id,
+            id: self.lineage.current(),
             head: Offset(head),
             oldest: Offset(self.oldest.load(Ordering::Acquire)),
             rows: get(&counters.rows),

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod append;
+mod copy;
 mod corruption;
 mod full;
 mod model;

@@ -15,6 +15,7 @@ mod mistakes;
 mod quota;
 mod rehearsal;
 mod security;
+mod service;
 mod sessions;
 mod update;
 mod walk;

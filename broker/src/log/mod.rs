@@ -90,6 +90,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::message::Message;
+use crate::pulse::Pulse;
 use crate::retained::Retained;
 use admit::{Entry, Job, SessionJob};
 pub use cursor::Cursor;
@@ -477,6 +478,11 @@ impl Log {
     /// The retained messages.
     pub fn retained(&self) -> &Retained {
         &self.inner.shared.retained
+    }
+
+    /// Whether the writer works.
+    pub fn pulse(&self) -> Pulse {
+        self.inner.shared.pulse.clone()
     }
 
     /// The figures of this moment.

@@ -157,6 +157,7 @@ pub fn start(mut parts: RunnerParts) -> anyhow::Result<RunnerHandle> {
         parts.engine.silence(asset, Some(until_us));
     }
     parts.engine.record();
+    parts.engine.show_on(parts.pulse.clone());
     let live = LiveSender::new(Arc::clone(&parts.feed));
     let (view, views) = view::views();
     let now = Instant::now();

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use millwright_broker::log::{self, CursorError, DirLock, Log, LogConfig, OpenError, WhenFull};
 use millwright_broker::message::{Message, QoS};
+use millwright_broker::pulse::Pulse;
 use millwright_broker::topic::TopicName;
 use millwright_broker::{
     AccessRules, Addresses, AllowAll, Authorize, BindError, Broker, BrokerConfig, Publisher, TlsListen, TlsState,
@@ -88,6 +89,7 @@ pub struct Gateway {
     broker: Broker,
     publisher: Publisher,
     runner: RunnerHandle,
+    pipeline_pulse: Pulse,
     status: Arc<StatusSource>,
     dashboard: Dashboard,
     stop: watch::Sender<bool>,
@@ -148,6 +150,7 @@ impl Gateway {
             days: config.history.days,
         })?;
         let feed = LiveFeed::new();
+        let pipeline_pulse = Pulse::default();
         let cursor = log.cursor(INFERENCE)?;
         cursor.advance(restored.position);
         let runner = runner::start(RunnerParts {
@@ -165,6 +168,7 @@ impl Gateway {
             orders: orders.0.clone(),
             feed: Arc::clone(&feed),
             historian: Arc::clone(&historian),
+            pulse: pipeline_pulse.clone(),
             runtime: tokio::runtime::Handle::current(),
         })?;
         let upstreams = Upstreams::start(UpstreamParts {
@@ -252,6 +256,7 @@ impl Gateway {
             broker,
             publisher,
             runner,
+            pipeline_pulse,
             status,
             dashboard,
             stop,
@@ -287,6 +292,20 @@ impl Gateway {
     /// What the pipeline is doing.
     pub fn pipeline(&self) -> watch::Receiver<Arc<PipelineStatus>> {
         self.runner.status.clone()
+    }
+
+    /// The parts that must never stop, with what shows that they work.
+    pub fn pulses(&self) -> Vec<(&'static str, Pulse)> {
+        vec![
+            ("the log", self.log.pulse()),
+            ("the pipeline", self.pipeline_pulse.clone()),
+            ("the broker", self.broker.pulse()),
+        ]
+    }
+
+    /// What does not work as it should, or will not for long, in one line.
+    pub fn degraded(&self) -> Option<String> {
+        self.status.trouble().or_else(|| self.status.warnings().into_iter().next())
     }
 
     /// The status now.

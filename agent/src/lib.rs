@@ -29,6 +29,7 @@ pub mod restore;
 pub mod source;
 pub mod state;
 pub mod status;
+pub mod supervisor;
 pub mod table;
 pub mod temporary;
 pub mod upstream;

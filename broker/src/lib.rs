@@ -17,6 +17,7 @@ mod live;
 pub mod log;
 mod memory;
 pub mod message;
+pub mod pulse;
 mod rate;
 mod registry;
 pub mod retained;

@@ -25,6 +25,7 @@ use crate::live::Live;
 use crate::log::{Append, AppendError, Log, Offset};
 use crate::memory::Memory;
 use crate::message::{Message, QoS};
+use crate::pulse::Pulse;
 use crate::registry::Registry;
 use crate::shares::Shares;
 use crate::stats::{BrokerStats, Counters, count};
@@ -201,6 +202,7 @@ pub struct Broker {
     tls: Option<Arc<Tls>>,
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
+    pulse: Pulse,
     watching: Option<JoinHandle<()>>,
     keeper: JoinHandle<()>,
     sys: JoinHandle<()>,
@@ -229,11 +231,12 @@ impl Broker {
             numbers: AtomicU32::new(1),
         });
         let stop = watch::Sender::new(false);
-        let accepting = tokio::spawn(accept(Arc::clone(&hub), doors, stop.subscribe()));
+        let pulse = Pulse::default();
+        let accepting = tokio::spawn(accept(Arc::clone(&hub), doors, pulse.clone(), stop.subscribe()));
         let keeper = tokio::spawn(keeper::run(Arc::clone(&hub), stop.subscribe()));
         let sys = tokio::spawn(sys::run(Arc::clone(&hub), config.sys_interval, stop.subscribe()));
         let watching = tls.clone().map(|tls| tokio::spawn(tls.watch(stop.subscribe())));
-        Ok(Broker { hub, addresses, tls, stop, accepting, watching, keeper, sys })
+        Ok(Broker { hub, addresses, tls, stop, accepting, pulse, watching, keeper, sys })
     }
 
     /// Where it listens for MQTT over TCP.
@@ -267,6 +270,11 @@ impl Broker {
     /// A handle for the gateway's own publications.
     pub fn publisher(&self) -> Publisher {
         Publisher { hub: Arc::clone(&self.hub) }
+    }
+
+    /// Whether connections are accepted.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Figures.
@@ -376,7 +384,7 @@ impl Publisher {
 }
 
 /// Accepts until told to stop, then waits for the connections to end.
-async fn accept(hub: Arc<Hub>, doors: Vec<Door>, mut stop: watch::Receiver<bool>) {
+async fn accept(hub: Arc<Hub>, doors: Vec<Door>, pulse: Pulse, mut stop: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     let mut admission = Admission::new(&hub.limits);
     loop {
@@ -386,7 +394,7 @@ async fn accept(hub: Arc<Hub>, doors: Vec<Door>, mut stop: watch::Receiver<bool>
                 report(ended);
                 continue;
             }
-            accepted = accept_any(&doors) => accepted,
+            accepted = pulse.while_waiting(accept_any(&doors)) => accepted,
         };
         let (stream, peer, layers) = match accepted {
             Ok(accepted) => accepted,
@@ -404,7 +412,7 @@ async fn accept(hub: Arc<Hub>, doors: Vec<Door>, mut stop: watch::Receiver<bool>
         };
         let stranger = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
-            stranger = admission.make_room(&hub.counters) => stranger,
+            stranger = pulse.while_waiting(admission.make_room(&hub.counters)) => stranger,
         };
         count(&hub.counters.accepted, 1);
         prepare(&stream);

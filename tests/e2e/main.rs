@@ -17,6 +17,7 @@ mod mistakes;
 mod quota;
 mod rehearsal;
 mod security;
+mod service;
 mod sessions;
 mod update;
 mod walk;

@@ -39,12 +39,20 @@ impl Gateway {
     /// # Errors
     /// It does not come up; the error holds its log.
     pub fn start_logging(program: &str, dir: &Path, extra: &str, filter: &str) -> anyhow::Result<Gateway> {
+        Gateway::start_in(program, dir, extra, &[("RUST_LOG", filter)])
+    }
+
+    /// The same with variables of its environment.
+    ///
+    /// # Errors
+    /// It does not come up; the error holds its log.
+    pub fn start_in(program: &str, dir: &Path, extra: &str, environment: &[(&str, &str)]) -> anyhow::Result<Gateway> {
         let config = write_config(dir, extra)?;
         let mut child = Command::new(program)
             .arg("run")
             .arg("--config")
             .arg(&config)
-            .env("RUST_LOG", filter)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

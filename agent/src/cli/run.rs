@@ -1,4 +1,5 @@
-//! `millwright run`: the gateway until it is told to stop. SIGHUP has it read its certificates again.
+//! `millwright run`: the gateway until it is told to stop. SIGHUP has it read its certificates again. A service manager that
+//! started it is kept informed.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ use super::{Failure, runtime};
 use crate::config::Config;
 use crate::descriptors;
 use crate::gateway::Gateway;
+use crate::supervisor::Supervisor;
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
@@ -35,6 +37,8 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         let mut hangup = signal(SignalKind::hangup())?;
         let gateway = Gateway::start(&loaded.config).await?;
         tell_addresses(&gateway);
+        let mut supervisor = Supervisor::new(gateway.pulses());
+        supervisor.ready();
         loop {
             tokio::select! {
                 _ = terminate.recv() => {
@@ -45,9 +49,15 @@ pub(super) fn run(arguments: &RunArguments) -> Result<ExitCode, Failure> {
                     tracing::info!("stopping: SIGINT");
                     break;
                 }
-                _ = hangup.recv() => gateway.reload_certificates(),
+                _ = hangup.recv() => {
+                    supervisor.reloading();
+                    gateway.reload_certificates();
+                    supervisor.ready();
+                }
+                () = supervisor.due() => supervisor.look(gateway.degraded()),
             }
         }
+        supervisor.stopping();
         gateway.stop().await;
         tracing::info!("stopped");
         Ok(ExitCode::SUCCESS)

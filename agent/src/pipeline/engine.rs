@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use millwright_broker::pulse::Pulse;
 use millwright_models::commission::Commissioned;
 use millwright_models::{Finding, ModelName, State};
 
@@ -86,6 +87,8 @@ pub struct Engine {
 struct Batch {
     values: Vec<f32>,
     windows: Vec<PendingWindow>,
+    /// Beats at each run of a model: slow models are no hang, one that never ends is.
+    pulse: Pulse,
 }
 
 #[derive(Debug)]
@@ -458,6 +461,11 @@ impl Engine {
         self.assets.iter_mut().filter_map(Asset::take_dirty).collect()
     }
 
+    /// Shows on `pulse` that models come to an end.
+    pub fn show_on(&mut self, pulse: Pulse) {
+        self.batch.pulse = pulse;
+    }
+
     /// Keeps buckets for charts of the past from now on, until they are taken.
     pub fn record(&mut self) {
         self.recording = true;
@@ -531,6 +539,7 @@ impl Batch {
             .copied()
             .collect();
         let channels = model.model.contract().channels.len().max(1);
+        self.pulse.beat();
         match model.model.score(&windows, run.len()) {
             Ok(result) => {
                 let results = result.score.iter().zip(result.contribution.chunks(channels));

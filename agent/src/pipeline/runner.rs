@@ -21,6 +21,7 @@ use millwright_broker::log::{
     Cursor, FetchLimit, Log, LogMessage, LogReader, MESSAGE_OVERHEAD_BYTES, Offset, ReadError,
 };
 use millwright_broker::message::{Message, QoS};
+use millwright_broker::pulse::Pulse;
 use millwright_broker::topic::TopicName;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -86,6 +87,8 @@ pub struct RunnerParts {
     pub feed: Arc<LiveFeed>,
     /// Keeps what charts of the past show.
     pub historian: Arc<Historian>,
+    /// By which others see that the thread works.
+    pub pulse: Pulse,
     /// For waiting from a thread of its own.
     pub runtime: tokio::runtime::Handle,
 }
@@ -154,6 +157,7 @@ pub fn start(mut parts: RunnerParts) -> anyhow::Result<RunnerHandle> {
         parts.engine.silence(asset, Some(until_us));
     }
     parts.engine.record();
+    parts.engine.show_on(parts.pulse.clone());
     let live = LiveSender::new(Arc::clone(&parts.feed));
     let (view, views) = view::views();
     let now = Instant::now();
@@ -193,6 +197,7 @@ impl Runner {
     fn run(mut self) {
         let mut stop_by: Option<Instant> = None;
         loop {
+            self.parts.pulse.beat();
             if stop_by.is_none() && *self.stop.borrow() {
                 stop_by = Some(Instant::now() + DRAIN);
             }
@@ -225,13 +230,16 @@ impl Runner {
     /// Reads and folds the next messages; returns how many there were.
     fn fold_batch(&mut self) -> Result<usize, ReadError> {
         let begun = Instant::now();
+        let disk = self.parts.pulse.on_disk();
         let fetched = self.reader.read(self.parts.position, FetchLimit::default())?;
+        drop(disk);
         if let Some(gap) = &fetched.lost {
             let lost = gap.to.0.saturating_sub(gap.from.0);
             self.lost_messages = self.lost_messages.saturating_add(lost);
             tracing::error!(from = gap.from.0, to = gap.to.0, "messages were dropped before they could be scored");
         }
         for message in &fetched.messages {
+            self.parts.pulse.beat();
             let bytes = message.message.payload.len() + message.message.properties.len() + MESSAGE_OVERHEAD_BYTES;
             self.folded_bytes = self.folded_bytes.saturating_add(bytes as u64);
             self.take(message);

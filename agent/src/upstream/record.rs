@@ -121,19 +121,27 @@ pub mod header {
 /// backup counts on from there, so it is named too; messages from before the backup keep the name that they had.
 #[derive(Debug, Clone)]
 pub(super) struct Origin {
-    gateway: Arc<str>,
-    lineage: Arc<Lineage>,
+    /// Of messages of the log as it is.
+    current: Arc<str>,
+    /// Of messages that it had before it was restored, each with the offset behind the last one, oldest first.
+    earlier: Arc<[(Offset, String)]>,
 }
 
 impl Origin {
     /// Of a gateway and its log.
     pub(super) fn new(gateway: &GatewayId, lineage: &Lineage) -> Origin {
-        Origin { gateway: gateway.as_str().into(), lineage: Arc::new(lineage.clone()) }
+        // The first eight digits of a log's id do.
+        let begins = |log: LogId| format!("{gateway}/{}", log.to_string().get(..8).unwrap_or_default());
+        Origin {
+            current: begins(lineage.current()).into(),
+            earlier: lineage.earlier().map(|(log, end)| (end, begins(log))).collect(),
+        }
     }
 
     /// The identifier of a message of the log.
     pub(super) fn id(&self, offset: Offset) -> String {
-        format!("{}/{}/{offset}", self.gateway, short(self.lineage.at(offset)))
+        let earlier = self.earlier.iter().find(|(end, _)| offset < *end);
+        format!("{}/{offset}", earlier.map_or(&*self.current, |(_, begins)| begins))
     }
 
     /// The identifier of one of several messages made at an offset.
@@ -143,13 +151,8 @@ impl Origin {
 
     /// The identifier of a message that is in no log: the newest of its topic, from a time.
     pub(super) fn newest(&self, topic: &str, time_us: i64) -> String {
-        format!("{}/{}/{topic}/{time_us}", self.gateway, short(self.lineage.current()))
+        format!("{}/{topic}/{time_us}", self.current)
     }
-}
-
-/// The first eight digits of a log's id do.
-fn short(log: LogId) -> String {
-    log.0.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

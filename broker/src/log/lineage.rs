@@ -37,6 +37,11 @@ impl Lineage {
         self.current
     }
 
+    /// The logs that this one continues, each with the offset behind its last message, oldest first.
+    pub fn earlier(&self) -> impl Iterator<Item = (LogId, Offset)> {
+        self.earlier.iter().copied()
+    }
+
     /// The log that gave a message its offset.
     pub fn at(&self, offset: Offset) -> LogId {
         self.earlier.iter().find(|(_, end)| offset < *end).map_or(self.current, |(id, _)| *id)

@@ -92,6 +92,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::message::Message;
+use crate::pulse::Pulse;
 use crate::retained::Retained;
 use admit::{Entry, Job, SessionJob};
 pub use copy::{CopiedLog, CopyError, LogCopy, continue_copy, schema_of};
@@ -500,6 +501,11 @@ impl Log {
     /// The retained messages.
     pub fn retained(&self) -> &Retained {
         &self.inner.shared.retained
+    }
+
+    /// Whether the writer works.
+    pub fn pulse(&self) -> Pulse {
+        self.inner.shared.pulse.clone()
     }
 
     /// The figures of this moment.

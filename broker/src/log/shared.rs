@@ -16,6 +16,7 @@ use super::session_book::SessionBook;
 use super::stats::{Counters, LogStats};
 use super::tail::Tail;
 use super::{LogConfig, Offset};
+use crate::pulse::Pulse;
 use crate::retained::Retained;
 
 /// The state of one log.
@@ -43,6 +44,8 @@ pub(crate) struct Shared {
     /// The writer has ended.
     pub(crate) closed: AtomicBool,
     pub(crate) writer: OnceLock<Thread>,
+    /// The writer's.
+    pub(crate) pulse: Pulse,
     /// Bytes that may still be queued.
     pub(crate) queue_bytes: Semaphore,
     /// Rows and bytes queued and not yet taken by the writer.
@@ -87,6 +90,7 @@ impl Shared {
             closing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             writer: OnceLock::new(),
+            pulse: Pulse::default(),
             queue_bytes,
             waiting_rows: AtomicUsize::new(0),
             waiting_bytes: AtomicUsize::new(0),

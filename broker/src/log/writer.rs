@@ -134,6 +134,7 @@ impl Writer {
             }
         }
         let _ = self.flush_cursors();
+        let _disk = self.shared.pulse.on_disk();
         // What is not copied now is copied when the log is opened again.
         let _ = self.store.checkpoint_all();
     }
@@ -209,6 +210,7 @@ impl Writer {
 
     /// Requests, cursors that are due, and the wish to close.
     fn housekeep(&mut self) {
+        self.shared.pulse.beat();
         if self.shared.closing.load(Ordering::Acquire) && self.closing_since.is_none() {
             self.closing_since = Some(Instant::now());
             self.queue.close();
@@ -256,6 +258,7 @@ impl Writer {
         if changes.is_empty() {
             return Ok(());
         }
+        let _disk = self.shared.pulse.on_disk();
         match self.store.write_cursors(&changes) {
             Ok(()) => {
                 self.shared.cursors.persisted(&changes);
@@ -296,6 +299,7 @@ impl Writer {
     fn commit(&mut self, mut group: Group) -> bool {
         let (mut failures, mut extra_pages, mut held) = (0, 0, false);
         loop {
+            self.shared.pulse.beat();
             let Err(obstacle) = self.try_commit(&mut group, extra_pages) else { break };
             if matches!(obstacle, Obstacle::Full(_)) {
                 self.commit_sessions(&mut group.sessions);
@@ -327,7 +331,9 @@ impl Writer {
         self.announce(group);
         // A checkpoint that fails is repeated after the next commit; the write-ahead log keeps everything meanwhile,
         // within its share of the quota.
+        let disk = self.shared.pulse.on_disk();
         let _ = self.store.checkpoint_if_due();
+        drop(disk);
         self.publish_usage();
         true
     }
@@ -336,6 +342,7 @@ impl Writer {
         if group.is_empty() || group.is_stored {
             return Ok(());
         }
+        let _disk = self.shared.pulse.on_disk();
         self.make_room(group.pages().saturating_add(extra_pages).min(self.store.budget.pages_usable / 2))?;
         let changes = if self.cursors_due() { self.shared.cursors.changes() } else { Vec::new() };
         let started = Instant::now();
@@ -359,6 +366,7 @@ impl Writer {
     /// Commits the changes of sessions alone: while there is no room for messages clients still connect, subscribe and
     /// acknowledge. They take the pages that are reserved for bookkeeping. What fails is tried again with the group.
     fn commit_sessions(&mut self, sessions: &mut SessionGroup) {
+        let _disk = self.shared.pulse.on_disk();
         if sessions.updates.is_empty() || self.store.write_sessions(&sessions.updates).is_err() {
             return;
         }
@@ -376,6 +384,7 @@ impl Writer {
             Obstacle::Store(error) => error,
         };
         let text = error.to_string();
+        let _disk = self.shared.pulse.on_disk();
         match error {
             StoreError::Full(_) => {
                 let usage = self.store.usage;

@@ -56,6 +56,7 @@ impl Runner {
     }
 
     fn decide(&mut self, order: &Order, changes: &mut Changes) -> Result<(), CasebookError> {
+        let _disk = self.parts.pulse.on_disk();
         let (by, now_us) = (order.by.to_string(), clock::utc_us());
         let done = Done { by: &by, now_us, action: &order.action };
         match &order.action {

@@ -31,8 +31,10 @@ impl Runner {
     /// Writes a checkpoint; a state file that fails is tried again until the gateway stops: going on without it would
     /// lose alerts. Returns whether it is stored.
     pub(super) fn checkpoint_until_stored(&mut self, changes: Changes) -> bool {
+        let _disk = self.parts.pulse.on_disk();
         let mut checkpoint = self.gather_checkpoint(changes);
         let committed = loop {
+            self.parts.pulse.beat();
             match self.parts.state.commit(&checkpoint) {
                 Ok(committed) => break committed,
                 Err(error @ StateError::Encode { .. }) => {

@@ -58,7 +58,9 @@ impl Runner {
                 self.parts.publisher.publish_volatile(message);
             }
         }
+        let disk = self.parts.pulse.on_disk();
         self.board.count_if_due(&self.parts.state, now_us);
+        drop(disk);
         self.view.renew_if_due(&self.parts.engine, &self.reports, &self.board, now_us);
         let at_s = self.started.elapsed().as_secs_f64();
         let queue = self.meter.measure(at_s, self.parts.log.head().0, self.parts.position.0);

@@ -20,6 +20,7 @@ mod security;
 mod service;
 mod sessions;
 mod update;
+mod upgrade;
 mod walk;
 
 /// The program under test.

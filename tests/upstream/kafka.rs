@@ -17,6 +17,7 @@ use tokio::runtime::Runtime;
 
 use crate::kind::{Flaw, Kind, Message, Missing, Server, Want};
 use crate::process::{self, Process, free_address, program};
+use crate::terminator::Terminator;
 
 /// Bytes of one answer of a broker, and how long it waits for more, milliseconds.
 const FETCH_BYTES: i32 = 4 << 20;
@@ -82,7 +83,7 @@ impl Kind for Kafka {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let dir = dir.join("kafka");
         std::fs::create_dir_all(&dir)?;
-        let (process, address) = launch(self.engine, &dir, want)?;
+        let (process, address, front) = launch(self.engine, &dir, want)?;
         let server = KafkaServer {
             runtime,
             engine: self.engine,
@@ -91,6 +92,7 @@ impl Kind for Kafka {
             want,
             process,
             address,
+            front,
             next: HashMap::new(),
             received: Vec::new(),
         };
@@ -127,7 +129,7 @@ fn missing(missing: Missing) -> anyhow::Error {
 }
 
 /// Starts a server, and waits until it listens.
-fn launch(engine: Engine, dir: &Path, want: Want) -> anyhow::Result<(Process, SocketAddr)> {
+fn launch(engine: Engine, dir: &Path, want: Want) -> anyhow::Result<(Process, SocketAddr, Option<Terminator>)> {
     match engine {
         Engine::Mock => {
             let (python, script) = (python().map_err(missing)?, script());
@@ -137,18 +139,23 @@ fn launch(engine: Engine, dir: &Path, want: Want) -> anyhow::Result<(Process, So
                 process.log().lines().find_map(|line| line.strip_prefix("serving ")?.parse().ok())
             });
             let address = address.with_context(|| process.log())?;
-            Ok((process, address))
+            Ok((process, address, None))
         }
         Engine::Tansu => {
             let (program, address) = (tansu().map_err(missing)?, free_address()?);
-            let url = format!("tcp://{address}");
-            let storage = format!("sqlite://{}", dir.join("tansu.db").display());
-            let mut arguments = vec!["broker".to_owned(), "--listener-url".to_owned(), url.clone()];
-            arguments.extend(["--advertised-listener-url".to_owned(), url, "--storage-engine".to_owned(), storage]);
-            if let Some(secrets) = want.tls {
-                let file = |name: &str| secrets.file(name).display().to_string();
-                arguments.extend(["--cert".to_owned(), file("server.crt"), "--key".to_owned(), file("server.key")]);
-            }
+            // Version 0.6.0 takes a certificate or a key, never both: TLS is spoken in front of it.
+            let front = want.tls.map(|secrets| Terminator::start(secrets, address)).transpose()?;
+            let told = front.as_ref().map_or(address, Terminator::address);
+            let (url, told_url) = (format!("tcp://{address}"), format!("tcp://{told}"));
+            // It takes the path from the folder in which it runs.
+            let storage = "sqlite://tansu.db".to_owned();
+            let mut arguments = vec!["broker".to_owned(), "--listener-url".to_owned(), url];
+            arguments.extend([
+                "--advertised-listener-url".to_owned(),
+                told_url,
+                "--storage-engine".to_owned(),
+                storage,
+            ]);
             let mut command = vec![program.as_os_str()];
             command.extend(arguments.iter().map(OsStr::new));
             let mut process = Process::start(dir, "tansu", &command, [("RUST_LOG", "warn".to_owned())])?;
@@ -161,7 +168,7 @@ fn launch(engine: Engine, dir: &Path, want: Want) -> anyhow::Result<(Process, So
                     Ok(())
                 })
                 .with_context(|| process.log())?;
-            Ok((process, address))
+            Ok((process, told, front))
         }
     }
 }
@@ -174,6 +181,8 @@ struct KafkaServer {
     want: Want,
     process: Process,
     address: SocketAddr,
+    /// What clients connect to over TLS.
+    front: Option<Terminator>,
     /// Where reading goes on, by topic and partition.
     next: HashMap<(String, i32), i64>,
     received: Vec<Message>,
@@ -240,7 +249,7 @@ impl Server for KafkaServer {
     }
 
     fn start_again(&mut self) -> anyhow::Result<()> {
-        (self.process, self.address) = launch(self.engine, &self.dir, self.want)?;
+        (self.process, self.address, self.front) = launch(self.engine, &self.dir, self.want)?;
         Ok(())
     }
 

@@ -18,6 +18,7 @@ mod rabbit_mqtt;
 mod scenarios;
 mod secrets;
 mod stage;
+mod terminator;
 mod zeromq;
 
 use std::process::ExitCode;

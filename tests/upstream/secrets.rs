@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use anyhow::{Context, ensure};
 use harness::gateway;
 use tempfile::TempDir;
-use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::ring};
 
 use crate::stage::PROGRAM;
 
@@ -59,6 +59,15 @@ impl Secrets {
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
         let builder = builder.with_safe_default_protocol_versions()?;
         Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+    }
+
+    /// How a server of these tests shows its certificate.
+    pub(crate) fn server(&self) -> anyhow::Result<Arc<ServerConfig>> {
+        let chain = CertificateDer::pem_file_iter(self.file("server.crt"))?.collect::<Result<Vec<_>, _>>()?;
+        let key = PrivateKeyDer::from_pem_file(self.file("server.key"))?;
+        let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let builder = builder.with_safe_default_protocol_versions()?;
+        Ok(Arc::new(builder.with_no_client_auth().with_single_cert(chain, key)?))
     }
 
     /// Takes the folder away at the end of a run.

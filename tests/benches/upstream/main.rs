@@ -36,6 +36,9 @@ mod secrets;
 #[path = "../table.rs"]
 #[allow(dead_code, reason = "each benchmark uses a part")]
 mod table;
+#[path = "../../upstream/terminator.rs"]
+#[allow(dead_code, reason = "tests use it")]
+mod terminator;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -106,9 +106,10 @@ fn main() -> anyhow::Result<ExitCode> {
 
 type Run = fn(&dyn Kind, &Options) -> anyhow::Result<Vec<Figure>>;
 
-const SCENARIOS: [(&str, &dyn Kind, Run); 3] = [
+const SCENARIOS: [(&str, &dyn Kind, Run); 4] = [
     ("drain RabbitMQ (quorum queue)", &rabbit::QUORUM, drain::run),
     ("drain Kafka (mock cluster)", &kafka::MOCK, drain::run),
+    ("drain Kafka (tansu)", &kafka::TANSU, drain::run),
     ("ingest beside RabbitMQ (quorum queue)", &rabbit::QUORUM, ingest::run),
 ];
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 
+use super::Down;
 use super::record::Record;
-use super::{Down, kinds};
 use crate::config::UpstreamConfig;
 use crate::config::upstream::UpstreamKind;
 
@@ -114,21 +114,21 @@ pub trait Sink: Send {
 pub async fn connect(config: &UpstreamConfig, down: &Down) -> Result<Box<dyn Sink>, SinkError> {
     match &config.kind {
         #[cfg(feature = "upstream-mqtt")]
-        UpstreamKind::Mqtt(mqtt) => kinds::mqtt::connect(config, mqtt, down).await,
+        UpstreamKind::Mqtt(mqtt) => super::kinds::mqtt::connect(config, mqtt, down).await,
         #[cfg(feature = "upstream-amqp")]
-        UpstreamKind::Amqp(amqp) => kinds::amqp::connect(config, amqp).await,
+        UpstreamKind::Amqp(amqp) => super::kinds::amqp::connect(config, amqp).await,
         #[cfg(feature = "upstream-kafka-idempotent")]
-        UpstreamKind::Kafka(kafka) if kafka.idempotent => kinds::kafka_idempotent::connect(config, kafka).await,
+        UpstreamKind::Kafka(kafka) if kafka.idempotent => super::kinds::kafka_idempotent::connect(config, kafka).await,
         #[cfg(not(feature = "upstream-kafka-idempotent"))]
         UpstreamKind::Kafka(kafka) if kafka.idempotent => {
             Err(SinkError::setup("this program was built without the idempotent producer", IDEMPOTENT_REMEDY))
         }
         #[cfg(feature = "upstream-kafka")]
-        UpstreamKind::Kafka(kafka) => kinds::kafka::connect(config, kafka).await,
+        UpstreamKind::Kafka(kafka) => super::kinds::kafka::connect(config, kafka).await,
         #[cfg(feature = "upstream-nats")]
-        UpstreamKind::Nats(nats) => kinds::nats::connect(config, nats).await,
+        UpstreamKind::Nats(nats) => super::kinds::nats::connect(config, nats).await,
         #[cfg(feature = "upstream-zeromq")]
-        UpstreamKind::Zeromq { ack_address } => kinds::zeromq::connect(config, ack_address).await,
+        UpstreamKind::Zeromq { ack_address } => super::kinds::zeromq::connect(config, ack_address).await,
         #[allow(unreachable_patterns, reason = "with all features there is no other kind")]
         other => {
             let _ = down;

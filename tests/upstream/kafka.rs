@@ -22,8 +22,10 @@ use crate::terminator::Terminator;
 /// Bytes of one answer of a broker, and how long it waits for more, milliseconds.
 const FETCH_BYTES: i32 = 4 << 20;
 const FETCH_WAIT_MS: i32 = 100;
-/// The longest wait for a read: a broker that does not answer is an error, not the end of the run.
-const READ: Duration = Duration::from_secs(30);
+/// How long a read goes on while there is more; and the longest wait for it: a broker that does not answer is an error, not the end of
+/// the run.
+const READ: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(40);
 
 /// Which server plays Kafka.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,9 +260,11 @@ impl Server for KafkaServer {
     }
 
     fn received(&mut self) -> anyhow::Result<&[Message]> {
-        let KafkaServer { runtime, address, next, received, want, .. } = self;
+        let KafkaServer { runtime, address, next, received, want, process, .. } = self;
         let read = read(*address, *want, next, received);
-        runtime.block_on(async { tokio::time::timeout(READ, read).await }).context("the broker does not answer")??;
+        runtime
+            .block_on(async { tokio::time::timeout(ANSWER, read).await })
+            .with_context(|| format!("the broker does not answer\n{}", process.log()))??;
         Ok(received)
     }
 }
@@ -276,6 +280,7 @@ async fn read(
     next: &mut HashMap<(String, i32), i64>,
     received: &mut Vec<Message>,
 ) -> anyhow::Result<()> {
+    let begun = Instant::now();
     let client = match want.tls {
         None => client(address).await?,
         Some(secrets) => {
@@ -288,7 +293,6 @@ async fn read(
             let partition = client.partition_client(&topic.name, number, UnknownTopicHandling::Retry).await?;
             let end = partition.get_offset(OffsetAt::Latest).await?;
             let at = next.entry((topic.name.clone(), number)).or_default();
-            let begun = Instant::now();
             while *at < end && begun.elapsed() < READ {
                 let (records, _) = partition.fetch_records(*at, 1..FETCH_BYTES, FETCH_WAIT_MS).await?;
                 for record in records {

@@ -42,7 +42,7 @@ use crate::pipeline::health::HealthTiming;
 use crate::pipeline::learning::LearningSettings;
 use crate::pipeline::live::LiveFeed;
 use crate::pipeline::runner::{self, PipelineStatus, RunnerHandle, RunnerParts};
-use crate::restore::{self, Restored};
+use crate::resume::{self, Resumed};
 use crate::source::SourceMap;
 use crate::state::{State, StateError};
 use crate::status::{Status, StatusSource};
@@ -130,9 +130,9 @@ impl Gateway {
             file_bytes_max: usize::try_from(config.models.size_bytes_max).unwrap_or(usize::MAX),
             ..LoadLimits::default()
         };
-        let restored = restore_pipeline(config, &state, &log, &models_dir, &limits).await?;
-        let saved_sources = restored.sources.save();
-        let broker = Broker::bind(broker_config(config, &restored.sources)?, log.clone()).await?;
+        let resumed = resume_pipeline(config, &state, &log, &models_dir, &limits).await?;
+        let saved_sources = resumed.sources.save();
+        let broker = Broker::bind(broker_config(config, &resumed.sources)?, log.clone()).await?;
         let publisher = broker.publisher();
         if config.models.trusted_keys.is_empty() && !config.broker.listen.ip().is_loopback() {
             tracing::warn!(
@@ -152,13 +152,13 @@ impl Gateway {
         let feed = LiveFeed::new();
         let pipeline_pulse = Pulse::default();
         let cursor = log.cursor(INFERENCE)?;
-        cursor.advance(restored.position);
+        cursor.advance(resumed.position);
         let runner = runner::start(RunnerParts {
             log: log.clone(),
             state: Arc::clone(&state),
-            sources: restored.sources,
-            engine: restored.engine,
-            position: restored.position,
+            sources: resumed.sources,
+            engine: resumed.engine,
+            position: resumed.position,
             cursor,
             publisher: publisher.clone(),
             models_dir: models_dir.clone(),
@@ -364,13 +364,13 @@ async fn join(task: JoinHandle<()>) {
 }
 
 /// Loading models and reading back the log is work for a thread that may block.
-async fn restore_pipeline(
+async fn resume_pipeline(
     config: &Config,
     state: &Arc<State>,
     log: &Log,
     models_dir: &Path,
     limits: &LoadLimits,
-) -> Result<Restored, StartError> {
+) -> Result<Resumed, StartError> {
     let (state, log, limits) = (Arc::clone(state), log.clone(), *limits);
     let (settings, models_dir): (_, PathBuf) = (engine_settings(config), models_dir.to_owned());
     let source_configs = config.sources.clone();
@@ -389,8 +389,8 @@ async fn restore_pipeline(
         }
         let mut saved = state.load()?;
         let kept = state.versions()?.into_iter().filter(|row| row.state.keeps_file()).map(|row| row.sha256);
-        saved.models = restore::forget_unused_models(&saved, &kept.collect::<Vec<_>>(), &state, &models_dir)?;
-        Ok(restore::restore(settings, saved, &models_dir, &limits, &source_configs, &log)?)
+        saved.models = resume::forget_unused_models(&saved, &kept.collect::<Vec<_>>(), &state, &models_dir)?;
+        Ok(resume::resume(settings, saved, &models_dir, &limits, &source_configs, &log)?)
     };
     Ok(tokio::task::spawn_blocking(work).await.map_err(anyhow::Error::from)??)
 }

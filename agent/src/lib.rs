@@ -25,7 +25,7 @@ pub mod observe;
 pub mod outbox;
 pub mod pipeline;
 pub mod rehearsal;
-pub mod restore;
+pub mod resume;
 pub mod source;
 pub mod state;
 pub mod status;

@@ -13,6 +13,7 @@ use super::devices::Devices;
 use super::fleet::{Installed, Origin};
 use super::history::{History, RowReport, SavedHistory};
 use super::learning::{Learned, Learning, LearningSettings, SavedLearning};
+use super::rows::Rows;
 use super::stream::{Arrival, Streams};
 use crate::alarm::Alarm;
 use crate::historian::recorder::{Recorded, Recorder};
@@ -468,11 +469,8 @@ impl Asset {
         }
         let (saved, more) = (self.save(), self.save_more());
         let new_rows = match (&mut self.phase, &mut self.relearning) {
-            (Phase::Learning(learning), _) | (Phase::Monitoring(_), Some(learning)) => {
-                let (first, rows) = learning.take_unsaved();
-                (first, rows.to_vec())
-            }
-            (Phase::Monitoring(_), None) => (0, Vec::new()),
+            (Phase::Learning(learning), _) | (Phase::Monitoring(_), Some(learning)) => learning.take_unsaved(),
+            (Phase::Monitoring(_), None) => (0, Rows::default()),
         };
         let previous = self.previous.as_ref().map(|model| model.key());
         Some(Changed { id: self.id.clone(), saved, more, previous, new_rows })
@@ -514,7 +512,7 @@ impl Asset {
         (saved, more): (SavedAsset, Option<SavedMore>),
         (model, previous): (Option<Arc<Installed>>, Option<Arc<Installed>>),
         learning: LearningSettings,
-        rows: Vec<Box<[f32]>>,
+        rows: Rows,
     ) -> Asset {
         let mut asset = Asset::new(id, learning);
         asset.streams = saved.streams;
@@ -565,7 +563,7 @@ pub struct Changed {
     /// The model to go back to.
     pub previous: Option<super::fleet::ModelKey>,
     /// Rows to learn from that are not on disk yet, and the index of the first.
-    pub new_rows: (usize, Vec<Box<[f32]>>),
+    pub new_rows: (usize, Rows),
 }
 
 /// What is saved of an [`Asset`] beside [`SavedAsset`], which has kept its form since the first schema.

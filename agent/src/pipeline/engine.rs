@@ -15,6 +15,7 @@ use super::asset::{Asset, Changed, CommissionRefused, RowOutcome, SavedAsset, Sa
 use super::fleet::{Fleet, Installed, Origin};
 use super::install;
 use super::learning::{Learned, LearningSettings};
+use super::rows::Rows;
 use crate::alarm::evidence::{Evidence, Observation};
 use crate::alarm::message::{AlertEvent, EventKind};
 use crate::alarm::{ActiveAlert, AlarmSettings, Change};
@@ -167,7 +168,7 @@ impl Engine {
         id: AssetId,
         saved: (SavedAsset, Option<SavedMore>),
         models: (Option<Arc<Installed>>, Option<Arc<Installed>>),
-        rows: Vec<Box<[f32]>>,
+        rows: Rows,
     ) {
         let asset = Asset::restore(id.clone(), saved, models, self.settings.learning, rows);
         self.index.insert(id, self.assets.len());

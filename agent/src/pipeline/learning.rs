@@ -9,6 +9,7 @@ use millwright_models::{ModelName, Params};
 use serde::{Deserialize, Serialize};
 
 use super::history::History;
+use super::rows::Rows;
 
 /// The most rows a commissioning may collect: a day at 1 Hz, rounded up.
 pub const LEARNING_ROWS_MAX: usize = 100_000;
@@ -19,13 +20,13 @@ const EXTENSION_SHARE: f64 = 0.5;
 /// How often the rows may be extended before the gateway settles for what it has: with 0.5 each, three times the rows asked for.
 const EXTENSIONS_MAX: u32 = 4;
 
-/// The rows collected so far, row-major, as wide as the asset had channels when a row came.
+/// The rows collected so far, each as wide as the asset had channels when it came.
 #[derive(Debug, Clone)]
 pub struct Learning {
     settings: LearningSettings,
     needed: usize,
     extensions: u32,
-    rows: Vec<Box<[f32]>>,
+    rows: Rows,
     saved: usize,
     /// Of the model to be made.
     version: u64,
@@ -72,7 +73,7 @@ impl Learning {
     /// Starts with no rows, for another version of a model that was learned before.
     pub fn anew(settings: LearningSettings, version: u64) -> Learning {
         let needed = settings.rows.clamp(1, LEARNING_ROWS_MAX);
-        Learning { settings, needed, extensions: 0, rows: Vec::new(), saved: 0, version }
+        Learning { settings, needed, extensions: 0, rows: Rows::default(), saved: 0, version }
     }
 
     /// The version of the model to be made.
@@ -81,7 +82,7 @@ impl Learning {
     }
 
     /// Goes on from what was saved; `rows` come from [`Learning::take_unsaved`], in order.
-    pub fn restore(settings: LearningSettings, saved: SavedLearning, version: u64, rows: Vec<Box<[f32]>>) -> Learning {
+    pub fn restore(settings: LearningSettings, saved: SavedLearning, version: u64, rows: Rows) -> Learning {
         let needed = usize::try_from(saved.needed).unwrap_or(LEARNING_ROWS_MAX).clamp(1, LEARNING_ROWS_MAX);
         let saved_rows = rows.len();
         Learning { settings, needed, extensions: saved.extensions, rows, saved: saved_rows, version }
@@ -93,10 +94,10 @@ impl Learning {
     }
 
     /// The rows that no checkpoint holds yet, and the index of the first.
-    pub fn take_unsaved(&mut self) -> (usize, &[Box<[f32]>]) {
+    pub fn take_unsaved(&mut self) -> (usize, Rows) {
         let first = self.saved;
         self.saved = self.rows.len();
-        (first, self.rows.get(first..).unwrap_or_default())
+        (first, self.rows.since(first))
     }
 
     /// Rows collected and rows needed.
@@ -110,7 +111,7 @@ impl Learning {
             return Learned::NotYet;
         }
         if let Some(row) = history.newest(1).next() {
-            self.rows.push(row.values.clone());
+            self.rows.push(&row.values);
         }
         let rows_max = VALUES_MAX / history.channels().len().max(1);
         if self.rows.len() < self.needed.min(rows_max) {

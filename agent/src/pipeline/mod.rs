@@ -15,6 +15,7 @@ pub mod install;
 pub mod learning;
 pub mod live;
 pub mod queue;
+pub mod rows;
 pub mod runner;
 pub mod stream;
 pub mod tap;

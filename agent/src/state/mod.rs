@@ -32,6 +32,7 @@ use crate::clock;
 use crate::historian::recorder::Recorded;
 use crate::pipeline::asset::{Changed, SavedAsset, SavedMore};
 use crate::pipeline::fleet::{Installed, ModelKey, Origin};
+use crate::pipeline::rows::Rows;
 use versions::VersionRow;
 
 /// Version of the tables; a newer one is refused, not touched.
@@ -132,7 +133,7 @@ pub struct AssetRow {
     /// The model before the one in use.
     pub previous: Option<ModelKey>,
     /// Rows it is learning from.
-    pub rows: Vec<Box<[f32]>>,
+    pub rows: Rows,
 }
 
 /// One installed model; its file is `models/<sha256>.onnx`.
@@ -438,13 +439,12 @@ fn load_assets(connection: &Connection) -> Result<Vec<AssetRow>, StateError> {
     Ok(assets)
 }
 
-fn load_learning_rows(connection: &Connection, asset: &str) -> Result<Vec<Box<[f32]>>, StateError> {
+fn load_learning_rows(connection: &Connection, asset: &str) -> Result<Rows, StateError> {
     let mut statement = connection.prepare_cached("SELECT rows FROM learning_rows WHERE asset = ?1 ORDER BY first")?;
     let chunks = statement.query_map([asset], |row| row.get::<_, Vec<u8>>(0))?;
-    let mut rows = Vec::new();
+    let mut rows = Rows::default();
     for chunk in chunks {
-        let chunk: Vec<Vec<f32>> = postcard::from_bytes(&chunk?).unwrap_or_default();
-        rows.extend(chunk.into_iter().map(Vec::into_boxed_slice));
+        rows.append(&postcard::from_bytes(&chunk?).unwrap_or_default());
     }
     Ok(rows)
 }

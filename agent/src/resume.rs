@@ -26,8 +26,8 @@ const WARM_UP_MESSAGES: u64 = 20_000;
 /// Versions of a pushed model that are kept: the one in use and the one to go back to.
 const KEPT_VERSIONS: usize = 2;
 
-/// A restored fold and where it goes on.
-pub struct Restored {
+/// A fold as it was saved, and where it goes on.
+pub struct Resumed {
     /// The fold.
     pub engine: Engine,
     /// The next offset to fold.
@@ -40,14 +40,14 @@ pub struct Restored {
 ///
 /// # Errors
 /// The log cannot be read.
-pub fn restore(
+pub fn resume(
     settings: EngineSettings,
     saved: Saved,
     models_dir: &Path,
     limits: &LoadLimits,
     source_configs: &[SourceConfig],
     log: &Log,
-) -> Result<Restored, ReadError> {
+) -> Result<Resumed, ReadError> {
     let known_log = saved.log_id == Some(log.id().0);
     let oldest = log.oldest();
     let position = if known_log { Offset(saved.cursor.max(1)) } else { oldest };
@@ -77,7 +77,7 @@ pub fn restore(
     if known_log && let Some(Err(error)) = saved.sources.as_deref().map(|saved| sources.restore(saved)) {
         tracing::warn!("{error}");
     }
-    Ok(Restored { engine, position, sources })
+    Ok(Resumed { engine, position, sources })
 }
 
 /// Forgets the models that no asset uses or goes back to, and that are not the newest or the one before of a pushed name, so

@@ -24,7 +24,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Something went wrong while doing what was asked.
 pub(crate) const FAILED: u8 = 1;
@@ -115,11 +117,23 @@ pub fn main() -> ExitCode {
 /// an outage an error of their own; the courier tells it once.
 const QUIET: &str = "tract=off,lapin=off,rskafka=off,rdkafka=off,librdkafka=off,async_nats=off,zeromq=off";
 
-/// `RUST_LOG` overrides the default level.
+/// `RUST_LOG`, levels of the whole and of parts as in `info,millwright::pipeline=debug`, overrides the default level.
 fn start_logs(level: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},{QUIET}")));
+    let asked =
+        std::env::var("RUST_LOG").ok().filter(|levels| !levels.is_empty()).map(|levels| levels.parse::<Targets>());
+    let (asked, wrong) = match asked.transpose() {
+        Ok(asked) => (asked, None),
+        Err(error) => (None, Some(error)),
+    };
+    let levels = asked.or_else(|| format!("{level},{QUIET}").parse().ok()).unwrap_or_default();
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
+    tracing_subscriber::registry().with(levels).with(lines).init();
+    if let Some(error) = wrong {
+        tracing::warn!(
+            "RUST_LOG is not understood, and left aside: {error}; it takes levels as in `info,millwright::pipeline=debug`"
+        );
+    }
 }
 
 /// Why a command ends with another status than 0.

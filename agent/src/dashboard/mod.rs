@@ -10,6 +10,7 @@ mod error;
 mod headers;
 mod listener;
 mod live;
+mod packed;
 mod pages;
 mod tls;
 

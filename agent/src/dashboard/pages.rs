@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::Site;
+use super::packed::Packed;
 
 /// A file that is part of the program.
 struct Page {
@@ -20,7 +21,7 @@ struct Page {
     /// Its media type.
     kind: &'static str,
     /// What it holds.
-    bytes: &'static [u8],
+    content: Packed,
 }
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -35,7 +36,11 @@ const CACHING: &str = "no-cache";
 
 macro_rules! pages {
     ($($path:literal, $file:literal, $kind:ident;)*) => {
-        &[$(Page { path: $path, kind: $kind, bytes: include_bytes!(concat!("web/", $file)) },)*]
+        &[$(Page {
+            path: $path,
+            kind: $kind,
+            content: Packed(include_bytes!(concat!(env!("OUT_DIR"), "/web/", $file, ".gz"))),
+        },)*]
     };
 }
 
@@ -72,13 +77,13 @@ static PAGES: &[Page] = pages! {
     "/web/vendor/uplot/LICENSE", "vendor/uplot/LICENSE", TEXT;
 };
 
-/// One for all pages: it changes whenever one of them does.
+/// One for all pages: it changes whenever one of them does. Weak, because it does not tell which of them is compressed.
 static TAG: LazyLock<String> = LazyLock::new(|| {
     let mut all = Vec::new();
     for page in PAGES {
-        all.extend_from_slice(page.bytes);
+        all.extend_from_slice(page.content.0);
     }
-    format!("\"{}\"", millwright_models::Digest::of(&all))
+    format!("W/\"{}\"", millwright_models::Digest::of(&all))
 });
 
 /// Everything outside `/api`.
@@ -91,11 +96,16 @@ impl Page {
     fn serve(&'static self, asked: &HeaderMap) -> Response {
         let known = asked.get(header::IF_NONE_MATCH).and_then(|tags| tags.to_str().ok());
         let caching = [(header::ETAG, TAG.as_str()), (header::CACHE_CONTROL, CACHING)];
-        if known.is_some_and(|tags| tags.split(',').any(|tag| tag.trim().trim_start_matches("W/") == TAG.as_str())) {
+        if known.is_some_and(|tags| tags.split(',').any(|tag| weak(tag.trim()) == weak(&TAG))) {
             return (StatusCode::NOT_MODIFIED, caching).into_response();
         }
-        (caching, [(header::CONTENT_TYPE, self.kind)], self.bytes).into_response()
+        (caching, self.content.respond(self.kind, asked)).into_response()
     }
+}
+
+/// A tag to be compared as a weak one is (RFC 9110, 8.8.3.2).
+fn weak(tag: &str) -> &str {
+    tag.trim_start_matches("W/")
 }
 
 #[cfg(test)]
@@ -141,14 +151,14 @@ mod tests {
         };
         assert_eq!(page.serve(&HeaderMap::new()).headers()[header::ETAG], TAG.as_str());
         assert_eq!(asked(&TAG), StatusCode::NOT_MODIFIED);
-        assert_eq!(asked(&format!("\"another\", W/{}", *TAG)), StatusCode::NOT_MODIFIED);
+        assert_eq!(asked(&format!("\"another\", {}", weak(&TAG))), StatusCode::NOT_MODIFIED);
         assert_eq!(asked("\"another\""), StatusCode::OK);
     }
 
     // All pages together, uncompressed, weigh less than a phone in a hall can be asked to load.
     #[test]
     fn pages_are_light() {
-        let weight: usize = PAGES.iter().map(|page| page.bytes.len()).sum();
+        let weight: usize = PAGES.iter().map(|page| page.content.unpack().unwrap().len()).sum();
         assert!(weight <= WEIGHT_BYTES_MAX, "{weight} bytes");
     }
 
@@ -157,7 +167,7 @@ mod tests {
     #[test]
     fn pages_load_only_what_is_served() {
         for page in PAGES.iter().filter(|page| !page.path.contains("/vendor/")) {
-            let text = std::str::from_utf8(page.bytes).unwrap();
+            let text = String::from_utf8(page.content.unpack().unwrap()).unwrap();
             let text = text.replace("http://www.w3.org/2000/svg", "");
             for word in
                 ["http://", "https://", "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("]

@@ -1,12 +1,14 @@
 //! The description of the API, `docs/openapi.json`, as it is part of this program.
 
-use axum::http::header;
-use axum::response::IntoResponse;
+use axum::http::HeaderMap;
+use axum::response::Response;
 
-const DOCUMENT: &str = include_str!("../../../../docs/openapi.json");
+use crate::dashboard::packed::Packed;
 
-pub(super) async fn document() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT)
+const DOCUMENT: Packed = Packed(include_bytes!(concat!(env!("OUT_DIR"), "/openapi.json.gz")));
+
+pub(super) async fn document(asked: HeaderMap) -> Response {
+    DOCUMENT.respond("application/json", &asked)
 }
 
 #[cfg(test)]
@@ -24,7 +26,7 @@ mod tests {
     // The document describes every route with its method and its role, and no other.
     #[test]
     fn the_document_describes_the_routes() {
-        let document: Value = serde_json::from_str(DOCUMENT).unwrap();
+        let document: Value = serde_json::from_slice(&DOCUMENT.unpack().unwrap()).unwrap();
         let mut described = BTreeSet::new();
         for (path, methods) in document["paths"].as_object().unwrap() {
             for (method, operation) in methods.as_object().unwrap() {
@@ -44,7 +46,7 @@ mod tests {
     // Every reference leads somewhere, and every variable of a path is described.
     #[test]
     fn the_document_is_whole() {
-        let document: Value = serde_json::from_str(DOCUMENT).unwrap();
+        let document: Value = serde_json::from_slice(&DOCUMENT.unpack().unwrap()).unwrap();
         let mut references = Vec::new();
         collect(&document, &mut references);
         assert!(!references.is_empty());

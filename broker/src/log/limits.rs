@@ -98,8 +98,9 @@ impl Default for Limits {
             queue_bytes_max: 32 * 1_024 * 1_024,
             partition_rows_max: 250_000,
             partition_bytes_max: 0,
-            tail_rows_max: 65_536,
-            tail_bytes_max: 16 * 1_024 * 1_024,
+            // 16 s of 2,000 messages/s: who falls behind further reads from disk.
+            tail_rows_max: 32_768,
+            tail_bytes_max: 8 * 1_024 * 1_024,
             message_bytes_max: 16 * 1_024 * 1_024,
             // 100,000 of a plant, and what the gateway publishes itself: as many as a table of 131,072 places holds.
             topics_max: 114_688,

@@ -1,32 +1,29 @@
-//! Rows of one asset, one after the other in one block.
+//! Rows of one asset, packed.
 //!
-//! Owns the layout: values row-major, and how wide the rows were, which changes only when a channel appears. Thousands of rows
-//! of some hundred assets are in memory while these are learned, so a row takes the place of its values and no more.
+//! Owns the layout: blocks of a page each, values row-major, and how wide the rows of a block are, which changes only when a channel
+//! appears. Thousands of rows of some hundred assets are in memory while these are learned, so a row takes the place of its
+//! values and no more; and as all assets grow at once, a block never moves, which would leave holes between those of others.
 
 use serde::de::{SeqAccess, Visitor};
 use serde::ser::SerializeSeq;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The block grows by this share of itself: doubling would leave as much unused as is used.
-const GROWTH: usize = 8;
-/// Values it grows by at least.
-const GROWTH_LEAST: usize = 256;
+/// Values of a block, unless a single row has more: 4 KiB.
+const BLOCK_VALUES: usize = 1_024;
 
 /// Any number of rows, each a value per channel that was known when it came. Serialised as a sequence of sequences of `f32`.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Rows {
-    values: Vec<f32>,
-    runs: Vec<Run>,
+    blocks: Vec<Block>,
     count: usize,
 }
 
 /// Rows of the same width.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Run {
+#[derive(Debug, Clone)]
+struct Block {
     width: usize,
     rows: usize,
-    /// Where the first begins in the block.
-    start: usize,
+    values: Vec<f32>,
 }
 
 impl Rows {
@@ -42,16 +39,13 @@ impl Rows {
 
     /// Adds a row.
     pub fn push(&mut self, row: &[f32]) {
-        let start = self.values.len();
-        if self.values.capacity() - start < row.len() {
-            self.values.reserve_exact(row.len().max(start / GROWTH).max(GROWTH_LEAST));
-        }
-        self.values.extend_from_slice(row);
         self.count += 1;
-        match self.runs.last_mut() {
-            Some(run) if run.width == row.len() => run.rows += 1,
-            _ => self.runs.push(Run { width: row.len(), rows: 1, start }),
+        if let Some(block) = self.blocks.last_mut().filter(|block| block.takes(row)) {
+            return block.push(row);
         }
+        let mut block = Block { width: row.len(), rows: 0, values: Vec::with_capacity(row.len().max(BLOCK_VALUES)) };
+        block.push(row);
+        self.blocks.push(block);
     }
 
     /// Adds the rows of another.
@@ -61,7 +55,7 @@ impl Rows {
 
     /// Every row, in order.
     pub fn iter(&self) -> impl Iterator<Item = &[f32]> {
-        self.runs.iter().flat_map(|run| (0..run.rows).map(|n| self.row(run, n)))
+        self.blocks.iter().flat_map(|block| (0..block.rows).map(|n| block.row(n)))
     }
 
     /// The rows from the one with the index `first` on.
@@ -70,10 +64,20 @@ impl Rows {
         self.iter().skip(first).for_each(|row| rows.push(row));
         rows
     }
+}
 
-    fn row(&self, run: &Run, n: usize) -> &[f32] {
-        let start = run.start + n * run.width;
-        self.values.get(start..start + run.width).unwrap_or_default()
+impl Block {
+    fn takes(&self, row: &[f32]) -> bool {
+        self.width == row.len() && self.values.capacity() - self.values.len() >= row.len()
+    }
+
+    fn push(&mut self, row: &[f32]) {
+        self.rows += 1;
+        self.values.extend_from_slice(row);
+    }
+
+    fn row(&self, n: usize) -> &[f32] {
+        self.values.get(n * self.width..(n + 1) * self.width).unwrap_or_default()
     }
 }
 
@@ -138,7 +142,7 @@ mod tests {
         let listed: Vec<Box<[f32]>> = vec![Box::new([1.0]), Box::new([2.0, f32::MAX]), Box::new([])];
         let bytes = postcard::to_stdvec(&listed).unwrap();
         let read: Rows = postcard::from_bytes(&bytes).unwrap();
-        assert_eq!(read, rows(&[&[1.0], &[2.0, f32::MAX], &[]]));
+        assert_eq!(read.iter().collect::<Vec<_>>(), listed.iter().map(|row| &**row).collect::<Vec<_>>());
         assert_eq!(postcard::to_stdvec(&read).unwrap(), bytes);
     }
 
@@ -146,8 +150,9 @@ mod tests {
     #[test]
     fn rows_take_the_place_of_their_values() {
         let mut rows = Rows::default();
-        (0..3_600).for_each(|n| rows.push(&[n as f32; 4]));
-        assert!(rows.values.capacity() * 8 <= rows.values.len() * 9 + 8, "{} values", rows.values.capacity());
-        assert_eq!(rows.runs.len(), 1);
+        (0..3_600).for_each(|n| rows.push(&[n as f32; 5]));
+        let held: usize = rows.blocks.iter().map(|block| block.values.capacity()).sum();
+        assert!(held <= 3_600 * 5 + 2 * BLOCK_VALUES, "{held} values");
+        assert!(rows.iter().zip(0..).all(|(row, n)| row == [n as f32; 5]));
     }
 }

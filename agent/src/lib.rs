@@ -19,6 +19,7 @@ pub mod export;
 pub mod gateway;
 pub mod historian;
 pub mod ids;
+pub mod memory;
 pub mod metrics;
 pub mod models;
 pub mod observe;

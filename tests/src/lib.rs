@@ -19,12 +19,17 @@ pub fn crash_rounds(ordinary: usize) -> usize {
     std::env::var("MILLWRIGHT_CRASH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ordinary)
 }
 
+/// How many times slower than a machine this one is: `MILLWRIGHT_SLOW` says so of an emulator.
+fn slowness() -> u32 {
+    std::env::var("MILLWRIGHT_SLOW").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
 /// Waits until `condition` gives a value.
 ///
 /// # Errors
-/// It does not within [`PATIENCE`]; the error says what was waited for.
+/// It does not within [`PATIENCE`], more on a slow machine; the error says what was waited for.
 pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE * slowness();
     loop {
         if let Some(value) = condition() {
             return Ok(value);

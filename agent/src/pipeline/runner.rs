@@ -37,6 +37,7 @@ use super::view::{self, ViewSender, Views};
 use crate::casebook::action::Order as Act;
 use crate::clock;
 use crate::historian::Historian;
+use crate::memory::Spare;
 use crate::models::order::Order;
 use crate::source::{Fault, Reading, SourceError, SourceMap, sparkplug};
 use crate::state::State;
@@ -137,6 +138,7 @@ struct Runner {
     /// Bytes folded since the last checkpoint, and how many make one due.
     folded_bytes: u64,
     checkpoint_bytes: u64,
+    spare: Spare,
     decode_errors: u64,
     last_decode_error: Option<String>,
     asked_for_rebirth: Option<Instant>,
@@ -183,6 +185,7 @@ pub fn start(mut parts: RunnerParts) -> anyhow::Result<RunnerHandle> {
         reported: now,
         dirty: false,
         folded_bytes: 0,
+        spare: Spare::default(),
         checkpoint_bytes,
         decode_errors: 0,
         last_decode_error: None,

@@ -60,6 +60,12 @@ impl Runner {
             self.parts.outbox.notify_one();
         }
         self.tell(&checkpoint);
+        if !checkpoint.models.is_empty() {
+            // The rows that they were learned from are free.
+            self.spare.expect();
+        }
+        drop(checkpoint);
+        self.spare.give_back_if_due();
         true
     }
 

@@ -95,7 +95,7 @@ pub(crate) fn open_writer(path: &Path, budget: &Budget) -> rusqlite::Result<Conn
     connection.pragma_update(None, "trusted_schema", "OFF")?;
     connection.pragma_update(None, "cell_size_check", "ON")?;
     // The dirty pages of one group commit (at most 4 MiB of rows, see `Limits`) and the cursors' and topics' pages.
-    connection.pragma_update(None, "cache_size", -8_192)?;
+    connection.pragma_update(None, "cache_size", -6_144)?;
     // The writer checkpoints itself, after it has acknowledged; see `Store::checkpoint_if_due`.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "journal_size_limit", (budget.wal_bytes_max / 2) as i64)?;

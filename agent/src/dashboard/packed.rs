@@ -2,7 +2,6 @@
 //!
 //! Owns who gets them as they are: whoever takes gzip, which every browser does. For others they are unpacked.
 
-use std::borrow::Cow;
 use std::io::Read;
 
 use axum::body::Bytes;
@@ -40,7 +39,7 @@ fn takes_gzip(asked: &HeaderMap) -> bool {
     let values = asked.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|coding| {
         let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
-        let weight: Cow<'_, str> = weight.chars().filter(|c| !c.is_whitespace()).collect();
+        let weight: String = weight.chars().filter(|c| !c.is_whitespace()).collect();
         let refused = weight.strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0_f32));
         name.trim().eq_ignore_ascii_case("gzip") && !refused
     })
@@ -54,6 +53,22 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT_ENCODING, accept.parse().unwrap());
         headers
+    }
+
+    // Either way it is the same document, and says what it is.
+    #[tokio::test]
+    async fn both_ways_hold_the_same() {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        std::io::Write::write_all(&mut encoder, b"the page").unwrap();
+        let packed = Packed(Box::leak(encoder.finish().unwrap().into_boxed_slice()));
+        for (accept, coding) in [("gzip", Some("gzip")), ("identity", None)] {
+            let response = packed.respond("text/plain", &asking(accept));
+            let told =
+                response.headers().get(header::CONTENT_ENCODING).map(|coding| coding.to_str().unwrap().to_owned());
+            let body = axum::body::to_bytes(response.into_body(), 1_000).await.unwrap();
+            assert_eq!(told.as_deref(), coding);
+            assert_eq!(&*body, if coding.is_some() { packed.0 } else { b"the page" }, "{accept}");
+        }
     }
 
     // gzip is sent to who names it, with any weight but none.

@@ -22,7 +22,7 @@ const WAVE: Duration = Duration::from_millis(100);
 /// Live views that are open, and how often a page is loaded besides.
 const VIEWS: usize = 3;
 const PAGE_EVERY: Duration = Duration::from_secs(1);
-/// Rows that take a few seconds.
+/// Rows that take a few seconds, and more than a period of the slow part of a reading.
 const SOON_LEARNED: &str = "[commissioning]\nsamples = 200\nextend = false\n";
 /// Before the first look at memory.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -105,7 +105,7 @@ fn plant(options: &Options, settings: &str) -> anyhow::Result<Plant> {
 
 /// A machine's reading; what differs between two is what a sensor gives.
 fn reading(sequence: u32) -> String {
-    let (slow, fast) = ((f64::from(sequence) * 0.01).sin(), (f64::from(sequence) * 0.7).sin());
+    let (slow, fast) = ((f64::from(sequence) * 0.05).sin(), (f64::from(sequence) * 0.7).sin());
     format!(
         r#"{{"seq": {sequence}, "values": {{"flow": {}, "pressure": {}, "speed": {}, "current": {}}}}}"#,
         30.0 + slow + 0.1 * fast,

@@ -41,3 +41,41 @@ fn give_back() {
 
 #[cfg(not(target_env = "gnu"))]
 fn give_back() {}
+
+#[cfg(all(test, target_env = "gnu"))]
+mod tests {
+    use super::*;
+
+    fn resident_bytes() -> u64 {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: u64 = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
+        pages * rustix::param::page_size() as u64
+    }
+
+    // What was freed between blocks that stay is given back when it is due, and not before something is expected to be free.
+    #[test]
+    fn what_was_freed_between_blocks_that_stay_goes_back() {
+        const BLOCK_BYTES: usize = 8 * 1024;
+        // Far more than what other tests of this process allocate at the same time.
+        const BLOCKS: usize = 32 * 1024;
+        let mut blocks: Vec<Option<Vec<u8>>> = (0..BLOCKS).map(|_| Some(vec![1; BLOCK_BYTES])).collect();
+        for (n, block) in blocks.iter_mut().enumerate() {
+            if n % 64 != 0 {
+                *block = None;
+            }
+        }
+        let half = (BLOCKS * BLOCK_BYTES / 2) as u64;
+        let mut spare = Spare::default();
+        let freed = resident_bytes();
+        spare.give_back_if_due();
+        assert!(resident_bytes() + half > freed, "nothing was expected, nothing is walked");
+        spare.expect();
+        spare.give_back_if_due();
+        assert!(resident_bytes() + half < freed, "{} of {freed} bytes stay", resident_bytes());
+        // The next time waits for its pause.
+        spare.expect();
+        spare.give_back_if_due();
+        assert!(spare.expected);
+        assert!(blocks.iter().flatten().all(|block| block[0] == 1));
+    }
+}

@@ -83,6 +83,7 @@ enum Command {
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
+    crate::memory::bound_heaps();
     // Wrong use ends here with status 2 and the usage on stderr.
     let arguments = Arguments::parse();
     use Command::{Backup, Demo, Doctor, Export, Model, Replay, Restore};

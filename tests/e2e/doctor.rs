@@ -124,6 +124,20 @@ fn a_running_gateway_is_asked() {
     assert!(found.has("gateway", "ok", "none runs on"), "{:?}", found.findings);
 }
 
+// One that speaks TLS is asked too, whoever made its certificate.
+#[test]
+fn a_running_gateway_is_asked_over_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = fs::read_to_string(with_tls(dir.path())).unwrap();
+    let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let text = text.replace("[http]\nlisten = \"127.0.0.1:0\"", &format!("[http]\nlisten = \"{http}\""));
+    let gateway = Gateway::start(PROGRAM, dir.path(), &text).unwrap();
+    let found = examine(&dir.path().join("gateway.toml"));
+    let told = format!("https://{http}/healthz says that all is well");
+    assert!(found.has("health", "ok", &told), "{:?}", found.findings);
+    assert_eq!(gateway.terminate().unwrap(), Some(0));
+}
+
 // Each fault is found, with what to do, and fails the examination.
 #[test]
 fn each_fault_is_found() {

@@ -2,6 +2,8 @@
 //!
 //! Owns no state. Everything here is fixed when the log is opened.
 
+use std::time::Duration;
+
 use super::error::OpenError;
 
 /// SQLite page, in bytes: the block of the file systems and flash translation layers below.
@@ -74,6 +76,8 @@ pub struct Limits {
     pub tail_rows_max: usize,
     /// Bytes of the committed messages kept in memory, with their overhead.
     pub tail_bytes_max: usize,
+    /// How long committed messages are kept in memory while others come.
+    pub tail_age_max: Duration,
     /// The largest message, payload and properties, in bytes.
     pub message_bytes_max: usize,
     /// Topics that the log knows at one time.
@@ -98,9 +102,10 @@ impl Default for Limits {
             queue_bytes_max: 32 * 1_024 * 1_024,
             partition_rows_max: 250_000,
             partition_bytes_max: 0,
-            // 16 s of 2,000 messages/s: who falls behind further reads from disk.
+            // A burst of a second; of an even flow, what a consumer is behind that keeps up. Who falls behind further reads from disk.
             tail_rows_max: 32_768,
             tail_bytes_max: 8 * 1_024 * 1_024,
+            tail_age_max: Duration::from_secs(4),
             message_bytes_max: 16 * 1_024 * 1_024,
             // 100,000 of a plant, and what the gateway publishes itself: as many as a table of 131,072 places holds.
             topics_max: 114_688,

@@ -14,7 +14,7 @@ use super::limits::{Budget, FRAME_BYTES, PAGE_BYTES};
 use super::lineage::Lineage;
 use super::session_book::SessionBook;
 use super::stats::{Counters, LogStats};
-use super::tail::Tail;
+use super::tail::{Tail, TailLimits};
 use super::{LogConfig, Offset};
 use crate::pulse::Pulse;
 use crate::retained::Retained;
@@ -70,7 +70,14 @@ impl Shared {
         (oldest, head): (u64, u64),
         Kept { cursors, sessions, retained }: Kept,
     ) -> Shared {
-        let tail = Tail::new(head, config.limits.tail_rows_max, budget.tail_bytes_max);
+        let tail = Tail::new(
+            head,
+            TailLimits {
+                rows: config.limits.tail_rows_max,
+                bytes: budget.tail_bytes_max,
+                age: config.limits.tail_age_max,
+            },
+        );
         let queue_bytes = Semaphore::new(config.limits.queue_bytes_max);
         Shared {
             budget,

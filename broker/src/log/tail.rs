@@ -1,10 +1,12 @@
 //! The newest committed messages, in memory, so that a consumer that keeps up never touches the disk.
 //!
 //! A chunk is one group commit. Whole chunks leave at the front when the bounds are exceeded
-//! (`Limits::tail_rows_max`, `Limits::tail_bytes_max`). Readers hold the lock only to clone references to chunks.
+//! (`Limits::tail_rows_max`, `Limits::tail_bytes_max`), or when they have been there for `Limits::tail_age_max` as a new one
+//! comes. Readers hold the lock only to clone references to chunks.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::limits::MESSAGE_OVERHEAD_BYTES;
 use super::{FetchLimit, Fetched, LogMessage, Offset};
@@ -17,6 +19,15 @@ struct Held {
     chunk: Chunk,
     first: u64,
     bytes: usize,
+    since: Instant,
+}
+
+/// What the tail holds at most.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TailLimits {
+    pub(crate) rows: usize,
+    pub(crate) bytes: usize,
+    pub(crate) age: Duration,
 }
 
 #[derive(Debug)]
@@ -28,19 +39,27 @@ struct State {
     head: u64,
 }
 
+impl State {
+    /// The oldest chunk, if there is more than there may be.
+    fn pop_excess(&mut self, limits: &TailLimits, now: Instant) -> Option<Held> {
+        let is_old = |held: &Held| now.saturating_duration_since(held.since) >= limits.age;
+        let is_much = self.rows > limits.rows || self.bytes > limits.bytes || self.chunks.front().is_some_and(is_old);
+        is_much.then(|| self.chunks.pop_front()).flatten()
+    }
+}
+
 /// The tail.
 #[derive(Debug)]
 pub(crate) struct Tail {
     state: Mutex<State>,
-    rows_max: usize,
-    bytes_max: usize,
+    limits: TailLimits,
 }
 
 impl Tail {
     /// An empty tail of a log whose next offset is `head`.
-    pub(crate) fn new(head: u64, rows_max: usize, bytes_max: usize) -> Tail {
+    pub(crate) fn new(head: u64, limits: TailLimits) -> Tail {
         let state = State { chunks: VecDeque::new(), rows: 0, bytes: 0, head };
-        Tail { state: Mutex::new(state), rows_max, bytes_max }
+        Tail { state: Mutex::new(state), limits }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -51,6 +70,10 @@ impl Tail {
     /// Adds the messages of a commit, in offset order and following the last; `announce` is called with the new head
     /// before any reader can see the messages.
     pub(crate) fn push(&self, messages: Vec<Arc<LogMessage>>, announce: impl FnOnce(u64)) {
+        self.push_at(Instant::now(), messages, announce);
+    }
+
+    fn push_at(&self, now: Instant, messages: Vec<Arc<LogMessage>>, announce: impl FnOnce(u64)) {
         let (Some(first), Some(last)) = (messages.first(), messages.last()) else { return };
         let (first, head) = (first.offset.0, last.offset.0 + 1);
         let bytes = held_bytes(&messages);
@@ -60,9 +83,8 @@ impl Tail {
         state.bytes += bytes;
         state.head = head;
         announce(head);
-        state.chunks.push_back(Held { chunk: Arc::new(messages), first, bytes });
-        while state.rows > self.rows_max || state.bytes > self.bytes_max {
-            let Some(oldest) = state.chunks.pop_front() else { break };
+        state.chunks.push_back(Held { chunk: Arc::new(messages), first, bytes, since: now });
+        while let Some(oldest) = state.pop_excess(&self.limits, now) {
             state.rows -= oldest.chunk.len();
             state.bytes -= oldest.bytes;
             gone.push(oldest);
@@ -156,6 +178,10 @@ mod tests {
             .collect()
     }
 
+    fn bounded(head: u64, rows: usize, bytes: usize) -> Tail {
+        Tail::new(head, TailLimits { rows, bytes, age: Duration::from_secs(3_600) })
+    }
+
     fn push(tail: &Tail, messages: Vec<Arc<LogMessage>>) {
         let mut announced = 0;
         tail.push(messages, |head| announced = head);
@@ -171,7 +197,7 @@ mod tests {
     // Reads cross chunks, start inside one, end at the limit, and find nothing at the head.
     #[test]
     fn reads_cross_chunks() {
-        let tail = Tail::new(5, 100, 1 << 20);
+        let tail = bounded(5, 100, 1 << 20);
         assert_eq!(offsets(&tail, 5, 10, 1_000), Some(vec![]));
         assert_eq!(offsets(&tail, 4, 10, 1_000), None);
         push(&tail, chunk(5..8));
@@ -192,7 +218,7 @@ mod tests {
     // A name that is the message's own counts for each message, a shared one once.
     #[test]
     fn names_count() {
-        let tail = Tail::new(1, 4, 1 << 20);
+        let tail = bounded(1, 4, 1 << 20);
         let own = chunk(1..4).into_iter().map(|message| {
             let mut message = (*message).clone();
             message.message.topic = TopicName::parse(message.message.topic.as_str()).unwrap();
@@ -205,16 +231,32 @@ mod tests {
     // The oldest chunks leave when rows or bytes exceed their bound, not when they reach it.
     #[test]
     fn the_tail_is_bounded() {
-        let tail = Tail::new(1, 4, 1 << 20);
+        let tail = bounded(1, 4, 1 << 20);
         push(&tail, chunk(1..3));
         push(&tail, chunk(3..5));
         assert_eq!((tail.size(), offsets(&tail, 1, 1, 1)), ((4, 820), Some(vec![1])));
         push(&tail, chunk(5..6));
         assert_eq!((tail.size(), offsets(&tail, 1, 1, 1), offsets(&tail, 3, 1, 1)), ((3, 620), None, Some(vec![3])));
-        let tail = Tail::new(1, 100, 410);
+        let tail = bounded(1, 100, 410);
         push(&tail, chunk(1..3));
         assert_eq!(tail.size(), (2, 410));
         push(&tail, chunk(3..6));
         assert_eq!((tail.size(), offsets(&tail, 6, 1, 1)), ((0, 0), Some(vec![])));
+    }
+
+    // A chunk leaves when it is old and another comes; the one that came last is there however long nothing comes.
+    #[test]
+    fn old_chunks_leave() {
+        let tail = Tail::new(1, TailLimits { rows: 100, bytes: 1 << 20, age: Duration::from_secs(4) });
+        let begun = Instant::now();
+        let push_after = |seconds, offsets| tail.push_at(begun + Duration::from_secs(seconds), chunk(offsets), |_| ());
+        push_after(0, 1..3);
+        push_after(2, 3..4);
+        push_after(3, 4..6);
+        assert_eq!((tail.size().0, offsets(&tail, 1, 1, 1)), (5, Some(vec![1])));
+        push_after(4, 6..7);
+        assert_eq!((tail.size().0, offsets(&tail, 2, 1, 1), offsets(&tail, 3, 1, 1)), (4, None, Some(vec![3])));
+        push_after(3_600, 7..9);
+        assert_eq!((tail.size().0, offsets(&tail, 7, 9, 9_999)), (2, Some(vec![7, 8])));
     }
 }

@@ -64,6 +64,7 @@ fn give_back() {}
 
 #[cfg(all(test, target_env = "gnu"))]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn resident_bytes() -> u64 {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// How long it is waited at least between two times: the whole heap is walked, some milliseconds.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Heaps, at most. With one for each thread a plant of 200 assets takes 2.4 MB more.
+/// Heaps, at most. With one for each thread a plant of 200 assets takes 2.4 MB more (the benchmark `limits`, scenario `whole`).
 #[cfg(target_env = "gnu")]
 const HEAPS_MAX: std::ffi::c_int = 2;
 
@@ -71,6 +71,35 @@ mod tests {
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
         let pages: u64 = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
         pages * rustix::param::page_size() as u64
+    }
+
+    // However many threads allocate at a time, they share the heaps. Asked of a process of its own, in which no thread was before.
+    // A heap begins at a multiple of 64 MiB, so what is allocated tells which one it is in.
+    #[cfg(target_pointer_width = "64")]
+    #[test]
+    fn threads_share_the_heaps() {
+        const ALONE: &str = "MILLWRIGHT_TEST_HEAPS";
+        const HEAP_BYTES: usize = 64 << 20;
+        if std::env::var_os(ALONE).is_none() {
+            let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+            alone.args(["--exact", "memory::tests::threads_share_the_heaps", "--test-threads=1"]).env(ALONE, "1");
+            let told = alone.output().unwrap();
+            assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stdout));
+            return;
+        }
+        bound_heaps();
+        let together = std::sync::Barrier::new(16);
+        let heaps: std::collections::BTreeSet<usize> = std::thread::scope(|scope| {
+            let allocate = || {
+                let block = std::hint::black_box(vec![1_u8; 4_096]);
+                together.wait();
+                block.as_ptr().addr() / HEAP_BYTES
+            };
+            let threads: Vec<_> = (0..16).map(|_| scope.spawn(allocate)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        // The first heap is the program's own, which may lie across two multiples.
+        assert!(heaps.len() <= HEAPS_MAX as usize + 1, "{heaps:?}");
     }
 
     // What was freed between blocks that stay is given back when it is due, and not before something is expected to be free.

@@ -305,28 +305,30 @@ fn bodies_are_bounded() {
     assert_eq!(Request::get("/api/v1/nothing").to(&gateway).error(), (404, "not-found".to_owned()));
 }
 
-// An address, or headers, of much more than 64 KiB are not read: the answer says so, unless what was sent in vain has it lost, and the
-// gateway goes on. What is just short enough is answered in the API's shape.
+// An address, or headers, of much more than 64 KiB are not read: the answer says so, and the gateway goes on. What is just short
+// enough is answered in the API's shape.
 #[test]
 fn addresses_and_headers_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let gateway = Gateway::start(PROGRAM, dir.path(), &users()).unwrap();
     let export = |bytes: usize| format!("/api/v1/export?from={}", "x".repeat(bytes));
     let headers = Request::get(SESSION).with("Accept", "x".repeat(200_000));
-    for (request, refusal) in
-        [(Request::get(&export(65_530)), "414"), (Request::get(&export(200_000)), "4"), (headers, "431")]
-    {
-        let mut stream = connect(gateway.http);
-        // The gateway may have hung up before it is written or read.
-        let _ = stream.write_all(request.text().as_bytes());
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        let answer = String::from_utf8(answer).unwrap();
-        assert!(answer.is_empty() || answer.starts_with(&format!("HTTP/1.1 {refusal}")), "{answer}");
+    for (request, refusal) in [(Request::get(&export(65_530)), "414"), (headers, "431")] {
+        assert_eq!(wait_for("an answer that is not lost", || refused(&request, gateway.http)).unwrap(), refusal);
     }
     // vera:nine red tractors
     let long = Request::get(&export(64_000)).with("Authorization", "Basic dmVyYTpuaW5lIHJlZCB0cmFjdG9ycw==");
     assert_eq!(long.to(&gateway).error(), (400, "bad-query".to_owned()));
+}
+
+/// The status of an answer. `None` if the gateway had hung up, with some of the request not read, before the answer was read: the
+/// system drops it then.
+fn refused(request: &Request, addr: SocketAddr) -> Option<String> {
+    let mut stream = connect(addr);
+    let _ = stream.write_all(request.text().as_bytes());
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).ok()?.split(' ').nth(1).map(str::to_owned)
 }
 
 // Programs read with HTTP Basic, and change nothing by it: a browser would repeat it for any page.

@@ -102,7 +102,8 @@ impl Default for Limits {
             queue_bytes_max: 32 * 1_024 * 1_024,
             partition_rows_max: 250_000,
             partition_bytes_max: 0,
-            // A burst of a second; of an even flow, what a consumer is behind that keeps up. Who falls behind further reads from disk.
+            // A burst of a second; and of an even flow four, which is further than a consumer is behind that keeps up. Who falls behind
+            // further reads from disk. Without an end to their age, messages of 16 s took 7 MB more of a plant of 2,000 a second.
             tail_rows_max: 32_768,
             tail_bytes_max: 8 * 1_024 * 1_024,
             tail_age_max: Duration::from_secs(4),
